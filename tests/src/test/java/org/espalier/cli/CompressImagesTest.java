@@ -19,12 +19,17 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.concurrent.atomic.AtomicLong;
 import javax.imageio.ImageIO;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.SafetensorsWriter;
 import org.espalier.format.safetensors.TensorSpec;
+import org.espalier.recipe.Recipe;
+import org.espalier.recipe.RecipeRun;
+import org.espalier.recipe.RunMonitor;
+import org.espalier.torch.TorchDevice;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -281,5 +286,83 @@ class CompressImagesTest {
     assertTrue(failure(train, "--image-processor", own).contains("4 x 4"));
     Files.writeString(own, "{}");
     evaluate(train, "--image-processor", own).done();
+  }
+
+  private static double accuracy(JsonNode measured) {
+    return measured.path("labels").path("accuracy").doubleValue();
+  }
+
+  private String refused(String data) throws IOException {
+    Path recipe =
+        Files.writeString(folder.resolve("recipe.yaml"), RECIPE.replace("examples: FILE", data));
+    Run run = Run.of("compress", recipe, "-o", folder.resolve("out"));
+    assertEquals(2, run.code(), run.err());
+    assertFalse(Files.exists(folder.resolve("out")));
+    return run.err();
+  }
+
+  @Test
+  void foldersOfOtherClassesThanTheModelsSayNoLabels() throws IOException {
+    Path two = folder.resolve("two");
+    Files.createDirectories(two);
+    Files.move(folder.resolve("train/green"), two.resolve("green"));
+    Files.move(folder.resolve("train/red"), two.resolve("red"));
+    Run run = evaluate(two);
+    assertTrue(run.json().path("labels").isMissingNode(), run.out());
+    assertTrue(
+        run.err().contains("for 2 classes, 'green', 'red'; the model tells 3 apart"), run.err());
+    assertTrue(failure(two, "--task", "classification").contains("--classes"));
+    double known = accuracy(evaluate(two, "--classes", "blue,green,red").json());
+    Files.move(two.resolve("green"), two.resolve("1"));
+    Files.move(two.resolve("red"), two.resolve("2"));
+    assertEquals(known, accuracy(evaluate(two).json()));
+    Files.move(two.resolve("1"), two.resolve("green"));
+    Files.move(two.resolve("2"), two.resolve("red"));
+    assertTrue(refused("examples: two").contains("the model tells 3 apart"));
+    String message = refused("examples: tensors.safetensors, evaluation-examples: two");
+    assertTrue(message.contains("folders for the classes 'green', 'red'"), message);
+  }
+
+  @Test
+  void classesMayBeCalledNumbers() throws IOException {
+    Path train = folder.resolve("train");
+    double right = accuracy(evaluate(train).json());
+    Files.move(train.resolve("blue"), train.resolve("7"));
+    Files.move(train.resolve("green"), train.resolve("1"));
+    Files.move(train.resolve("red"), train.resolve("0"));
+    assertEquals(right, accuracy(evaluate(train, "--classes", "7,1,0").json()));
+  }
+
+  @Test
+  void aLinkThatLeadsNowhereIsTold() throws IOException {
+    Path link = folder.resolve("train/red/link.png");
+    Files.createSymbolicLink(link, folder.resolve("none.png"));
+    assertTrue(failure(folder.resolve("train")).contains("there is no image " + link));
+  }
+
+  @Test
+  void stopsWhileImagesAreRead() throws IOException {
+    Path written =
+        Files.writeString(folder.resolve("recipe.yaml"), RECIPE.replace("FILE", "train"));
+    Recipe recipe = Recipe.read(written, List.of());
+    Path out = folder.resolve("out");
+    AtomicLong read = new AtomicLong();
+    RunMonitor impatient =
+        new RunMonitor() {
+          @Override
+          public void progress(String text, long done, long total) {
+            read.accumulateAndGet(done, Math::max);
+          }
+
+          @Override
+          public boolean stopRequested() {
+            return read.get() >= 10;
+          }
+        };
+    assertEquals(
+        RecipeRun.Outcome.STOPPED,
+        new RecipeRun(recipe, folder, out, impatient, TorchDevice.CPU).run(false));
+    assertTrue(read.get() < N, read.toString());
+    assertFalse(Files.exists(out));
   }
 }

@@ -243,7 +243,7 @@ class OnlineImagesTest {
     assertEquals(7, json.get("bad").asInt());
     String told = Files.readString(quarantine);
     assertTrue(told.contains("there is no image"), told);
-    assertTrue(told.contains("the image in the line is none of JPEG"), told);
+    assertTrue(told.contains("the image in the URL is none of JPEG"), told);
     assertTrue(told.contains("no data in base64"), told);
     assertTrue(told.contains("neither a path nor a URL"), told);
     assertTrue(told.contains("image is not a string"), told);

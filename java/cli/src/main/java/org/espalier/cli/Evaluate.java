@@ -204,7 +204,7 @@ final class Evaluate implements Callable<Integer> {
                   : lines.fed(model, () -> images.open(original, common::note), progress::update);
       try (ModelPair pair = new ModelPair(original.path(), judged.path(), examples)) {
         fidelity = TensorEvaluator.evaluate(pair, progress::update);
-        byLabels = compareLabels(pair, file, lines, tokens, progress);
+        byLabels = compareLabels(pair, model, file, lines, tokens, progress);
         savings = pair.savings(progress::update);
       }
     }
@@ -246,11 +246,19 @@ final class Evaluate implements Callable<Integer> {
    * @param tokens of the lines; null where they are no texts
    */
   private Map<String, Object> compareLabels(
-      ModelPair pair, Path file, LineExamples lines, List<Tokens> tokens, Progress progress) {
+      ModelPair pair,
+      OnnxModel model,
+      Path file,
+      LineExamples lines,
+      List<Tokens> tokens,
+      Progress progress) {
     if (task == Task.NONE) {
       return Map.of();
     }
     try {
+      if (lines != null) {
+        lines.requireClasses(LineExamples.classesOf(model), classes);
+      }
       Labels labels =
           lines != null
               ? lines.labels(tokens, common::note)

@@ -29,7 +29,7 @@ public final class Images {
    * @param files at least one
    * @param tensors what is made of each
    * @param threads that read, at least 1
-   * @param progress hears how many were read
+   * @param progress hears how many were read; what it throws ends the reading
    * @throws InputException where one is no image, or they are not of one size that the model takes
    */
   public Images(List<Path> files, ImageTensors tensors, int threads, Progress progress) {
@@ -66,7 +66,7 @@ public final class Images {
         }
       }
     } catch (ExecutionException e) {
-      if (e.getCause() instanceof InputException failure) {
+      if (e.getCause() instanceof RuntimeException failure) {
         throw failure;
       }
       throw new IllegalStateException("an image could not be read", e.getCause());

@@ -8,6 +8,7 @@ import java.nio.file.Path;
 import java.util.Base64;
 import java.util.HexFormat;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
 import java.util.stream.Collectors;
@@ -273,10 +274,10 @@ public final class Encoder implements AutoCloseable {
     if (features instanceof TextFeatures texts) {
       return texts.of(value, null);
     }
-    if (!value.startsWith(DATA)) {
+    if (!value.regionMatches(true, 0, DATA, 0, DATA.length())) {
       throw new InputException("image is not a URL with its data, " + DATA + "image/jpeg;base64,…");
     }
-    return ((ImageFeatures) features).of(data(value), "in the line");
+    return ((ImageFeatures) features).of(data(value), "in the URL");
   }
 
   /**
@@ -308,11 +309,14 @@ public final class Encoder implements AutoCloseable {
 
   private static byte[] data(String url) {
     int comma = url.indexOf(',');
-    if (comma < 0 || !url.substring(0, comma).endsWith(";base64")) {
+    if (comma < 0 || !url.substring(0, comma).toLowerCase(Locale.ROOT).endsWith(";base64")) {
       throw new InputException("image has no data in base64, " + DATA + "image/jpeg;base64,…");
     }
+    // Lines are broken by some encoders, and some write the two last digits as URLs need them.
+    String digits =
+        url.substring(comma + 1).replaceAll("\\s", "").replace('-', '+').replace('_', '/');
     try {
-      return Base64.getMimeDecoder().decode(url.substring(comma + 1));
+      return Base64.getDecoder().decode(digits);
     } catch (IllegalArgumentException e) {
       throw new InputException("image has data that is not base64: " + e.getMessage(), e);
     }

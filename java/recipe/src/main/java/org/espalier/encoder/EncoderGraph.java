@@ -84,9 +84,9 @@ final class EncoderGraph {
     return mean(features.isChannelsFirst() ? hidden : transposed(hidden, 0, 3, 1, 2));
   }
 
-  /** The first output, of float32. */
+  /** The first output of floats, as float32. */
   private String hidden() {
-    ValueInfoProto output = model.outputs().get(0);
+    ValueInfoProto output = model.mainOutput();
     int type = output.getType().getTensorType().getElemType();
     return type == DataType.FLOAT_VALUE ? output.getName() : cast(output.getName());
   }

@@ -25,12 +25,18 @@ import org.espalier.evaluate.ExampleLine;
  *     none
  */
 record ImageFolder(List<ExampleLine> examples, List<String> classes) {
-  private static final Set<String> READ = Set.of("jpg", "jpeg", "png", "gif", "bmp", "tif", "tiff");
+  private static final List<String> READ =
+      List.of("jpg", "jpeg", "png", "gif", "bmp", "tif", "tiff");
 
   /** To leave these out would be to measure on fewer images than there are. */
   private static final Set<String> NOT_READ = Set.of("webp", "avif", "heic", "heif", "jxl", "jp2");
 
-  static ImageFolder read(Path folder) {
+  /**
+   * Reads a folder.
+   *
+   * @param classes that the user named, which may be numbers that mean others
+   */
+  static ImageFolder read(Path folder, List<String> classes) {
     List<Path> below = list(folder, 1);
     List<Path> folders = below.stream().filter(Files::isDirectory).toList();
     List<ExampleLine> examples = new ArrayList<>();
@@ -46,7 +52,8 @@ record ImageFolder(List<ExampleLine> examples, List<String> classes) {
               + folders.get(0).getFileName());
     }
     List<String> names = folders.stream().map(f -> f.getFileName().toString()).toList();
-    boolean numbers = names.stream().allMatch(name -> name.matches("\\d{1,9}"));
+    boolean numbers =
+        !classes.containsAll(names) && names.stream().allMatch(name -> name.matches("\\d{1,9}"));
     for (Path own : folders) {
       String name = own.getFileName().toString();
       JsonNode label = numbers ? LongNode.valueOf(Long.parseLong(name)) : TextNode.valueOf(name);
@@ -94,8 +101,8 @@ record ImageFolder(List<ExampleLine> examples, List<String> classes) {
         throw new InputException(
             "the image " + file + " is of a kind that is not read; JPEG and PNG are");
       }
-      if (READ.contains(kind) && Files.isRegularFile(file)) {
-        images.add(file);
+      if (READ.contains(kind) && !Files.isDirectory(file)) {
+        images.add(file); // a link that leads nowhere is told of where it is read
       }
     }
     return images;

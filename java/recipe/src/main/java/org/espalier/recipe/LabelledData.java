@@ -13,6 +13,7 @@ import java.util.Random;
 import org.espalier.InputException;
 import org.espalier.evaluate.TextTokenizer.Tokens;
 import org.espalier.format.ComputedList;
+import org.espalier.format.NearNames;
 import org.espalier.format.onnx.TextInput;
 import org.espalier.format.safetensors.ExampleRows;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -29,6 +30,10 @@ final class LabelledData {
   private final RunHost host;
   private final Map<String, ValueInfoProto> asked;
   private final boolean missing;
+  private final long outputs;
+
+  /** Whether nothing is learned from labels. */
+  private final boolean unused;
 
   /** The names of the classes, which folders may say. */
   private List<String> classes;
@@ -36,23 +41,30 @@ final class LabelledData {
   /**
    * @param asked the models' inputs by name, which lines become; empty for a module, which has one
    * @param missing whether NaN in an input says that a value is missing, which the model knows
+   * @param outputs how many classes the model tells apart; 0 where it does not say
    */
-  LabelledData(Recipe recipe, RunHost host, Map<String, ValueInfoProto> asked, boolean missing) {
+  LabelledData(
+      Recipe recipe,
+      RunHost host,
+      Map<String, ValueInfoProto> asked,
+      boolean missing,
+      long outputs) {
     this.recipe = recipe;
     this.data = recipe.data();
     this.host = host;
     this.asked = asked;
     this.missing = missing;
+    this.outputs = outputs;
+    unused =
+        recipe.stages().stages().stream()
+            .map(stage -> stage.training().objective())
+            .allMatch(objective -> objective.output() > 0 && objective.labels() == 0);
     classes = data.classes();
   }
 
   RunData read() {
     Fed fed = examples(host.examples(data.examples()));
     Examples.Labelled all = fed.examples;
-    boolean unused =
-        recipe.stages().stages().stream()
-            .map(stage -> stage.training().objective())
-            .allMatch(objective -> objective.output() > 0 && objective.labels() == 0);
     // Classes may be of another output than the one that is followed; numbers are measured.
     if (unused && !(all.labels() instanceof Labels.Numbers)) {
       all = new Examples.Labelled(all.inputs(), null);
@@ -106,6 +118,9 @@ final class LabelledData {
     LineExamples all =
         LineExamples.read(file, data.task(), new ClassOrder(data.classes(), host::classes), asked);
     classes = all.classes();
+    if (!unused) {
+      all.requireClasses(outputs, data.classes());
+    }
     Optional.ofNullable(all.origin(data.classes())).ifPresent(host::note);
     if (!all.areTexts() && !all.areImages()) {
       return fed(all);
@@ -135,7 +150,18 @@ final class LabelledData {
     if (!LineExamples.areIn(file)) {
       return new Fed(ExamplesFile.read(file, task, missing), null);
     }
-    return fed(LineExamples.read(file, task, new ClassOrder(classes, List::of), asked));
+    LineExamples own =
+        LineExamples.read(file, task, new ClassOrder(classes, host::classes), asked);
+    if (!unused && !own.classes().equals(classes) && !own.classes().equals(host.classes())) {
+      throw new InputException(
+          file
+              + " has folders for the classes "
+              + NearNames.list("", own.classes())
+              + "; those of "
+              + data.examples()
+              + " have no such names, which data.classes gives them, or folders of numbers");
+    }
+    return fed(own);
   }
 
   private Fed fed(LineExamples examples) {
@@ -147,7 +173,12 @@ final class LabelledData {
       return examples.images(
           asked,
           host.imageProcessor(),
-          (phase, done, total) -> host.progress("reading images", done, total));
+          (phase, done, total) -> {
+            if (host.stopRequested()) {
+              throw new RunListener.Stopped();
+            }
+            host.progress("reading images", done, total);
+          });
     }
     if (!examples.areTexts()) {
       return examples.tensors(asked, missing);

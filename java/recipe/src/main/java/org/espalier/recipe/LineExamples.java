@@ -1,5 +1,6 @@
 package org.espalier.recipe;
 
+import ai.onnx.proto.OnnxMl.TensorShapeProto.Dimension;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.file.Files;
@@ -67,7 +68,7 @@ public record LineExamples(
    */
   public static LineExamples read(
       Path file, Recipe.Task task, ClassOrder classes, Map<String, ValueInfoProto> asked) {
-    LineExamples unlabelled = unlabelled(file, asked);
+    LineExamples unlabelled = unlabelled(file, classes.given(), asked);
     boolean words = unlabelled.lines.stream().anyMatch(LineExamples::hasWords);
     List<String> names = classes.names(words, unlabelled.classes);
     return new LineExamples(
@@ -92,8 +93,13 @@ public record LineExamples(
    * @throws InputException that names the example
    */
   public static LineExamples unlabelled(Path file, Map<String, ValueInfoProto> asked) {
+    return unlabelled(file, List.of(), asked);
+  }
+
+  private static LineExamples unlabelled(
+      Path file, List<String> classes, Map<String, ValueInfoProto> asked) {
     if (Files.isDirectory(file)) {
-      ImageFolder folder = ImageFolder.read(file);
+      ImageFolder folder = ImageFolder.read(file, classes);
       return new LineExamples(file, folder.examples(), null, folder.classes());
     }
     List<ExampleLine> lines = ExampleLine.read(file, LineInputs.features(asked));
@@ -138,7 +144,7 @@ public record LineExamples(
     if (classes.equals(given)) {
       return null;
     }
-    boolean folders = Files.isDirectory(file) && classes.equals(ImageFolder.read(file).classes());
+    boolean folders = Files.isDirectory(file) && classes.equals(ImageFolder.read(file, given).classes());
     return classes.size()
         + " classes, "
         + (folders
@@ -147,6 +153,42 @@ public record LineExamples(
         + ": "
         + classes.stream().limit(SHOWN).map(Names::quote).collect(Collectors.joining(", "))
         + (classes.size() > SHOWN ? ", …" : "");
+  }
+
+  /** How many classes a model tells apart by its first output, a row an example; 0 where it does not say. */
+  public static long classesOf(OnnxModel model) {
+    ValueInfoProto output = model.mainOutput();
+    List<Dimension> dims =
+        output == null ? List.of() : output.getType().getTensorType().getShape().getDimList();
+    if (dims.isEmpty() || dims.size() > 2) {
+      return 0;
+    }
+    long wide = dims.size() == 1 ? 1 : dims.get(1).getDimValue();
+    return wide == 1 ? 2 : wide;
+  }
+
+  /**
+   * Refuses folders that are not as many as the model's classes, whose order would say other labels.
+   *
+   * @param many {@linkplain #classesOf classes} of the model
+   * @param given the classes that the user named
+   */
+  public void requireClasses(long many, List<String> given) {
+    if (given.isEmpty()
+        && Files.isDirectory(file)
+        && !classes.isEmpty()
+        && many > 0
+        && classes.size() != many) {
+      throw new InputException(
+          file
+              + " has folders for "
+              + classes.size()
+              + " classes, "
+              + NearNames.list("", classes)
+              + "; the model tells "
+              + many
+              + " apart, and data.classes (--classes) says which, in the order of its outputs");
+    }
   }
 
   /** Whether they are texts, which may be cut into words. */

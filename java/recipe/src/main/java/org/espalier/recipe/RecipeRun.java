@@ -113,7 +113,12 @@ public final class RecipeRun {
     folder.check(resume);
     boolean existed = folder.exists();
     host.progress("reading", 0, 0);
-    RunInputs inputs = new RunInputs(recipe, host);
+    RunInputs inputs;
+    try {
+      inputs = new RunInputs(recipe, host);
+    } catch (RunListener.Stopped e) {
+      return Outcome.STOPPED; // nothing is written yet
+    }
     CheckpointFile checkpoint = new CheckpointFile(folder.checkpoint(), inputs.identity());
     ReportBuilder report = new ReportBuilder(recipe);
     boolean begins = !resume || !checkpoint.exists();

@@ -40,12 +40,17 @@ record RunData(
   /**
    * @param asked the models' inputs by name; empty for a module, which has one
    * @param missing whether NaN in an input says that a value is missing, which the model knows
+   * @param classes that the model tells apart; 0 where it does not say
    */
   static RunData of(
-      Recipe recipe, RunHost host, Map<String, ValueInfoProto> asked, boolean missing) {
+      Recipe recipe,
+      RunHost host,
+      Map<String, ValueInfoProto> asked,
+      boolean missing,
+      long classes) {
     return recipe.isForTexts()
         ? texts(recipe, host)
-        : new LabelledData(recipe, host, asked, missing).read();
+        : new LabelledData(recipe, host, asked, missing, classes).read();
   }
 
   /** Some of the labels; null where there are none, as of texts. */

@@ -62,7 +62,9 @@ final class RunInputs {
     this.host = host;
     // A script becomes a graph by an example, which must be there first.
     OnnxModel onnx = isScript(modelFile) ? null : read(modelFile);
-    data = RunData.of(recipe, host, asked(onnx), onnx != null && MissingValues.areKnownTo(onnx));
+    boolean missing = onnx != null && MissingValues.areKnownTo(onnx);
+    long classes = onnx == null ? 0 : LineExamples.classesOf(onnx);
+    data = RunData.of(recipe, host, asked(onnx), missing, classes);
     model = onnx == null ? read(modelFile) : onnx;
   }
 
