@@ -91,6 +91,10 @@ class OnlineImagesTest {
         .addNode(SmallModels.line("maps Relu seen"));
     switch (kind) {
       case "maps" -> g.addOutput(SmallModels.value("maps", DataType.FLOAT, -1, 6, 4, 4));
+      case "counted" -> // what it gives first is no number of floats
+          g.addNode(SmallModels.line("count Shape maps"))
+              .addOutput(SmallModels.value("count", DataType.INT64, 4))
+              .addOutput(SmallModels.value("maps", DataType.FLOAT, -1, 6, 4, 4));
       case "last" ->
           g.addNode(
                   SmallModels.line("out Transpose maps", SmallModels.attribute("perm", 0, 2, 3, 1)))
@@ -152,7 +156,14 @@ class OnlineImagesTest {
   }
 
   @ParameterizedTest
-  @CsvSource({"maps,mean,17", "last,mean,11", "tokens,mean,17", "tokens,cls,13", "pooled,mean,18"})
+  @CsvSource({
+    "maps,mean,17",
+    "counted,mean,17",
+    "last,mean,11",
+    "tokens,mean,17",
+    "tokens,cls,13",
+    "pooled,mean,18"
+  })
   void learnsImagesServesThemAndIsOneGraph(String kind, String pooling, int opset)
       throws Exception {
     encoder = encoder(kind, opset);
@@ -206,6 +217,32 @@ class OnlineImagesTest {
         OnnxTensor fed = OnnxTensor.createTensor(environment, pixels.flip(), shape);
         OrtSession.Result result = session.run(Map.of("pixels", fed))) {
       return (float[][]) result.get(0).getValue();
+    }
+  }
+
+  @Test
+  void takesDataAsItIsWritten() throws Exception {
+    learn(lines(8)).done();
+    byte[] png = Files.readAllBytes(image(1001));
+    String digits = Base64.getEncoder().encodeToString(png);
+    String lines = Base64.getMimeEncoder().encodeToString(png).replace("\r\n", "\\r\\n");
+    String forUrls = Base64.getUrlEncoder().withoutPadding().encodeToString(png);
+    try (Service service = service(store)) {
+      int port = start(service);
+      String right = post(port, "/predict", "{\"image\": \"" + url(image(1001)) + "\"}").toString();
+      for (String url :
+          List.of(
+              "data:;base64," + digits,
+              "DATA:image/png;name=a;BASE64," + digits,
+              "data:image/png;base64, " + lines,
+              "data:image/png;base64," + forUrls)) {
+        assertEquals(right, post(port, "/predict", "{\"image\": \"" + url + "\"}").toString(), url);
+      }
+      String error =
+          post(400, port, "/predict", "{\"image\": \"data:;base64,%2B" + digits + "\"}")
+              .get("error")
+              .asText();
+      assertTrue(error.startsWith("image has data that is not base64"), error);
     }
   }
 

@@ -282,6 +282,12 @@ public final class ExampleTensors {
     return attended;
   }
 
+  static long bytes(Map<String, OnnxTensor> tensors) {
+    return tensors.values().stream()
+        .mapToLong(tensor -> tensor.getInfo().getNumElements() * tensor.getInfo().type.size)
+        .sum();
+  }
+
   static void close(Map<String, OnnxTensor> tensors) {
     tensors.values().forEach(OnnxTensor::close);
   }

@@ -17,7 +17,10 @@ final class FedModel implements AutoCloseable {
   private final int main;
   private final ExampleTensors examples;
 
-  /** Of the examples that were used last, as many as are timed together; the one used last at the end. */
+  /** Bytes of examples that stay open; at least one does. */
+  private static final long MOST_BYTES = Runtime.getRuntime().maxMemory() / 16;
+
+  /** Of the examples that were used last, as many as are timed together or fit; the one used last at the end. */
   private final Map<Integer, Map<String, OnnxTensor>> open =
       new LinkedHashMap<>(2 * Savings.CASES, 0.75F, true);
 
@@ -38,7 +41,10 @@ final class FedModel implements AutoCloseable {
     }
   }
 
-  private Map<String, OnnxTensor> open(int example) {
+  private long bytes;
+
+  /** Makes the tensors of an example, so that to run it next is to run the model alone. */
+  Map<String, OnnxTensor> open(int example) {
     Map<String, OnnxTensor> tensors = open.get(example);
     if (tensors == null) {
       try {
@@ -46,8 +52,11 @@ final class FedModel implements AutoCloseable {
       } catch (InputException e) {
         throw new InputException(model.name() + ": " + e.getMessage(), e);
       }
-      if (open.size() == Savings.CASES) {
-        ExampleTensors.close(open.remove(open.keySet().iterator().next()));
+      bytes += ExampleTensors.bytes(tensors);
+      while (!open.isEmpty() && (open.size() == Savings.CASES || bytes > MOST_BYTES)) {
+        Map<String, OnnxTensor> oldest = open.remove(open.keySet().iterator().next());
+        bytes -= ExampleTensors.bytes(oldest);
+        ExampleTensors.close(oldest);
       }
       open.put(example, tensors);
     }

@@ -80,6 +80,7 @@ public final class FidelityEvaluator {
               reference,
               candidate,
               tokens.size(),
+              i -> {},
               i -> first.embed(tokens.get(i)),
               i -> second.embed(tokens.get(i)),
               progress);

@@ -79,6 +79,7 @@ public final class LanguageModelEvaluator {
               reference,
               candidate,
               tokens.size(),
+              i -> {},
               i -> first.run(tokens.get(i)),
               i -> second.run(tokens.get(i)),
               progress);

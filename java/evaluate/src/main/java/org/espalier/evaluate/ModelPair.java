@@ -69,6 +69,10 @@ public final class ModelPair implements AutoCloseable {
         referenceFile,
         candidateFile,
         size(),
+        i -> {
+          reference.open(i);
+          candidate.open(i);
+        },
         i -> reference.run(i).close(),
         i -> candidate.run(i).close(),
         progress);

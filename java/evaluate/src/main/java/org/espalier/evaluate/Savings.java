@@ -40,6 +40,7 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
    * cases, or as many, but at least three, as begin within two seconds.
    *
    * @param cases how many there are; at most 64 of them, evenly spread, are timed
+   * @param prepare has what the case of a number needs beside the models made, which is not timed
    * @param runReference runs the case of a number
    * @param progress hears how many of the least runs are done
    */
@@ -47,6 +48,7 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
       Path reference,
       Path candidate,
       int cases,
+      IntConsumer prepare,
       IntConsumer runReference,
       IntConsumer runCandidate,
       Progress progress) {
@@ -59,6 +61,7 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
       for (int i = 0; i < n; i++) {
         progress.at(Phase.TIME, (long) rounds * n + i, (long) LEAST_ROUNDS * n);
         int which = (int) ((long) i * cases / n);
+        prepare.accept(which);
         long start = System.nanoTime();
         runReference.accept(which);
         long middle = System.nanoTime();

@@ -91,6 +91,15 @@ public final class Images {
     return tensors.pixels(ImageFile.read(file, tensors.input().channels()), file.toString());
   }
 
+  private Pixels again(int image) {
+    Pixels pixels = read(image);
+    if (!tensors.input().shape(pixels).equals(shape)) {
+      throw new InputException(
+          "the image " + files.get(image) + " has another size than before; it was changed");
+    }
+    return pixels;
+  }
+
   /** How many there are. */
   public int size() {
     return files.size();
@@ -106,8 +115,12 @@ public final class Images {
     return shape;
   }
 
-  /** What the input is fed of an image: little-endian, of the input's type and layout. */
+  /**
+   * What the input is fed of an image: little-endian, of the input's type and layout.
+   *
+   * @throws InputException where its file was changed or taken away since it was read first, and it is read again
+   */
   public byte[] tensor(int image) {
-    return tensors.of(kept[image] != null ? kept[image] : read(image)).bytes();
+    return tensors.of(kept[image] != null ? kept[image] : again(image)).bytes();
   }
 }
