@@ -334,6 +334,16 @@ class CompressImagesTest {
   }
 
   @Test
+  void linesTellWhichImageIsNotThere() throws IOException {
+    Path lines = folder.resolve("lines.jsonl");
+    List<String> all = new ArrayList<>(Files.readAllLines(lines));
+    all.set(7, "{\"image\": \"train/none.png\", \"label\": \"red\"}");
+    Files.write(lines, all);
+    String message = refused("examples: lines.jsonl, classes: [blue, green, red]");
+    assertTrue(message.contains("lines.jsonl: example 8: there is no image"), message);
+  }
+
+  @Test
   void aLinkThatLeadsNowhereIsTold() throws IOException {
     Path link = folder.resolve("train/red/link.png");
     Files.createSymbolicLink(link, folder.resolve("none.png"));
@@ -364,5 +374,30 @@ class CompressImagesTest {
         new RecipeRun(recipe, folder, out, impatient, TorchDevice.CPU).run(false));
     assertTrue(read.get() < N, read.toString());
     assertFalse(Files.exists(out));
+  }
+
+  @Test
+  void aPictureThatIsThereTwiceIsTakenOnce() throws IOException {
+    Path train = folder.resolve("train");
+    Path test = Files.createDirectories(folder.resolve("test/red")).getParent();
+    Files.createDirectories(test.resolve("blue"));
+    Files.createDirectories(test.resolve("green"));
+    Files.copy(train.resolve("red/000.png"), train.resolve("red/again.png"));
+    Files.copy(train.resolve("green/001.png"), test.resolve("green/other.png"));
+    Files.copy(train.resolve("blue/001.png"), test.resolve("blue/other.png"));
+    Path recipe =
+        Files.writeString(
+            folder.resolve("recipe.yaml"),
+            RECIPE.replace("FILE", "train, evaluation-examples: test").replace("150", "1"));
+    Run run = Run.of("compress", recipe, "-o", folder.resolve("out"));
+    run.done();
+    assertTrue(
+        run.err()
+            .contains(
+                "3 images of "
+                    + train
+                    + " are left out, for they occur more than once, or in "
+                    + test),
+        run.err());
   }
 }

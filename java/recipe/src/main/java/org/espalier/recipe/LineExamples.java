@@ -349,22 +349,26 @@ public record LineExamples(
   }
 
   /**
-   * Each text or image once, as it is there first with a label that is known, if it has one.
+   * Each text or image once, as it is there first with a label that is known, if it has one. Images are the same whose
+   * files hold the same bytes.
    *
    * @param without others that are left out too; null for none
    */
   LineExamples distinct(LineExamples without) {
+    List<Path> images = new ArrayList<>(images());
+    if (without != null) {
+      images.addAll(without.images());
+    }
+    SameFiles same = new SameFiles(images);
     Set<List<Object>> left = new HashSet<>();
     if (without != null) {
-      without.lines.forEach(line -> left.add(without.identity(line)));
+      without.lines.forEach(line -> left.add(without.identity(line, same)));
     }
     Map<List<Object>, Integer> kept = new LinkedHashMap<>();
     for (int i = 0; i < lines.size(); i++) {
-      if (!left.contains(identity(lines.get(i)))) {
-        kept.merge(
-            identity(lines.get(i)),
-            i,
-            (before, now) -> isKnown(now) && !isKnown(before) ? now : before);
+      List<Object> identity = identity(lines.get(i), same);
+      if (!left.contains(identity)) {
+        kept.merge(identity, i, (before, now) -> isKnown(now) && !isKnown(before) ? now : before);
       }
     }
     int[] indices = kept.values().stream().mapToInt(Integer::intValue).toArray();
@@ -379,9 +383,13 @@ public record LineExamples(
     return labels != null && labels.of(index).known(null) > 0;
   }
 
-  private List<Object> identity(ExampleLine line) {
+  private List<Path> images() {
+    return areImages() ? lines.stream().map(this::image).toList() : List.of();
+  }
+
+  private List<Object> identity(ExampleLine line, SameFiles same) {
     return line.image() != null
-        ? List.of(image(line).toString())
+        ? List.of(same.identity(image(line)))
         : Arrays.asList(line.text(), line.second(), line.words());
   }
 
