@@ -128,8 +128,9 @@ final class Evaluate implements Callable<Integer> {
       description =
           "The words that labels and tags of examples in lines are, in the order of the first"
               + " output's classes: ham,spam. Default: as the config.json beside REFERENCE says,"
-              + " id2label; of folders else in alphabetical order. Where they are O, B-PER, I-PER"
-              + " and the like, the F1 of whole entities is measured too.")
+              + " id2label; of folders else in alphabetical order, where they are as many as the"
+              + " classes. Where they are O, B-PER, I-PER and the like, the F1 of whole entities is"
+              + " measured too.")
   private List<String> classes = List.of();
 
   /** What labels are taken for. */

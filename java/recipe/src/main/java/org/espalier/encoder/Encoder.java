@@ -274,7 +274,7 @@ public final class Encoder implements AutoCloseable {
     if (features instanceof TextFeatures texts) {
       return texts.of(value, null);
     }
-    if (!value.regionMatches(true, 0, DATA, 0, DATA.length())) {
+    if (!isData(value)) {
       throw new InputException("image is not a URL with its data, " + DATA + "image/jpeg;base64,…");
     }
     return ((ImageFeatures) features).of(data(value), "in the URL");
@@ -307,6 +307,10 @@ public final class Encoder implements AutoCloseable {
     throw new IllegalStateException("the encoder is one of images");
   }
 
+  private static boolean isData(String image) {
+    return image.regionMatches(true, 0, DATA, 0, DATA.length());
+  }
+
   private static byte[] data(String url) {
     int comma = url.indexOf(',');
     if (comma < 0 || !url.substring(0, comma).toLowerCase(Locale.ROOT).endsWith(";base64")) {
@@ -335,9 +339,7 @@ public final class Encoder implements AutoCloseable {
         "image",
         null,
         (value, none) ->
-            folder == null || value.startsWith(DATA)
-                ? features(value)
-                : features(path(folder, value)));
+            folder == null || isData(value) ? features(value) : features(path(folder, value)));
   }
 
   private static Path path(Path folder, String image) {

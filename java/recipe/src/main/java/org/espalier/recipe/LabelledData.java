@@ -150,8 +150,7 @@ final class LabelledData {
     if (!LineExamples.areIn(file)) {
       return new Fed(ExamplesFile.read(file, task, missing), null);
     }
-    LineExamples own =
-        LineExamples.read(file, task, new ClassOrder(classes, host::classes), asked);
+    LineExamples own = LineExamples.read(file, task, new ClassOrder(classes, host::classes), asked);
     if (!unused && !own.classes().equals(classes) && !own.classes().equals(host.classes())) {
       throw new InputException(
           file

@@ -144,7 +144,8 @@ public record LineExamples(
     if (classes.equals(given)) {
       return null;
     }
-    boolean folders = Files.isDirectory(file) && classes.equals(ImageFolder.read(file, given).classes());
+    boolean folders =
+        Files.isDirectory(file) && classes.equals(ImageFolder.read(file, given).classes());
     return classes.size()
         + " classes, "
         + (folders

@@ -161,7 +161,7 @@ public final class RecipeSchema {
                     + " [ham, spam]. Of tags like [O, B-PER, I-PER] the F1 of whole entities is"
                     + " measured too. Of a folder of images the names of its folders. By default as"
                     + " id2label in the config.json beside the model has them, folders else in"
-                    + " alphabetical order."),
+                    + " alphabetical order, where they are as many as the model tells apart."),
             optional(
                 "task",
                 new Choice(List.of("auto", "classification", "regression", "causal-lm")),
