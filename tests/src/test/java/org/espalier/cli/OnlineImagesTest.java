@@ -427,4 +427,18 @@ class OnlineImagesTest {
     assertEquals(2, run.code());
     assertTrue(run.err().contains("which says how images become tensors"), run.err());
   }
+
+  @Test
+  void saysWhatImagesNeed() throws IOException {
+    Files.writeString(
+        recipe,
+        "loss: cross-entropy\n"
+            + "learning-rate: 1\n"
+            + "model: {features: 6, outputs: 2}\n"
+            + "classes: [dark, red]\n");
+    Run run = Run.online(lines(3), recipe, store);
+    assertTrue(
+        run.err().contains("line 1: features are missing; texts and images are for what has"),
+        run.err());
+  }
 }

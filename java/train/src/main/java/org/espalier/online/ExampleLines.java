@@ -126,7 +126,7 @@ public final class ExampleLines {
   public Parsed json(String text) {
     Parsed parsed = object(text);
     if (parsed.features() == null) {
-      throw missingFeatures();
+      throw missingFeatures(text);
     }
     return parsed;
   }
@@ -141,7 +141,7 @@ public final class ExampleLines {
     Parsed parsed = object(text);
     boolean outcome = parsed.label() != null || parsed.values() != null;
     if (parsed.features() == null && (parsed.id() == null || !outcome)) {
-      throw missingFeatures();
+      throw missingFeatures(text);
     }
     if (!outcome && parsed.id() == null) {
       throw new InputException(
@@ -150,11 +150,18 @@ public final class ExampleLines {
     return parsed;
   }
 
-  private InputException missingFeatures() {
+  private InputException missingFeatures(String line) {
+    if (encoded != null) {
+      return new InputException("there is neither " + encoded.key() + " nor features");
+    }
+    boolean other = line.contains("\"image\"") || line.contains("\"text\"");
     return new InputException(
-        encoded != null
-            ? "there is neither " + encoded.key() + " nor features"
-            : (inputs.size() == 1 ? "features" : "inputs") + " are missing");
+        (inputs.size() == 1 ? "features" : "inputs")
+            + " are missing"
+            + (other
+                ? "; texts and images are for what has an encoder (--encoder), images also for a"
+                    + " model that takes them as --image-processor says"
+                : ""));
   }
 
   private Parsed object(String line) {
