@@ -69,6 +69,9 @@ public final class Images {
       if (e.getCause() instanceof RuntimeException failure) {
         throw failure;
       }
+      if (e.getCause() instanceof Error failure) { // memory that ran out
+        throw failure;
+      }
       throw new IllegalStateException("an image could not be read", e.getCause());
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();

@@ -36,7 +36,7 @@ final class JpegContent {
    * @throws InputException where it would take very long to read
    */
   static byte[] withoutProfile(byte[] content, String name) {
-    ByteArrayOutputStream kept = new ByteArrayOutputStream(content.length);
+    ByteArrayOutputStream kept = new ByteArrayOutputStream(0); // most have none
     int from = 0; // what is before is kept, or left out
     int at = 2;
     while (at + 3 < content.length && !isMarker(content, at, SCAN)) {
