@@ -222,6 +222,17 @@ class ImageFileTest {
         assertThrows(InputException.class, () -> ImageFile.read(bomb, "a.jpg", 3)).getMessage());
   }
 
+  @Test
+  void whatComesBehindAJpegIsNotLookedAt() throws IOException {
+    byte[] jpeg = Files.readAllBytes(GOLDEN.resolve("photo.jpg"));
+    byte[] film = Arrays.copyOf(jpeg, jpeg.length + 1000); // as telephones write it behind
+    for (int i = jpeg.length; i < film.length; i += 2) {
+      film[i] = (byte) 0xFF;
+      film[i + 1] = (byte) 0xDA;
+    }
+    assertSame(expected("photo.jpg"), ImageFile.read(film, "a.jpg", 3));
+  }
+
   /** A TIFF of one pixel, of 8 bits, but for what tags say. */
   private static byte[] tiff(int... tags) {
     ByteBuffer file = ByteBuffer.allocate(1000).order(ByteOrder.LITTLE_ENDIAN);

@@ -12,6 +12,9 @@ final class JpegContent {
 
   private static final byte[] PROFILE = "ICC_PROFILE\0".getBytes(StandardCharsets.US_ASCII);
 
+  /** From here to {@link #START} markers have no segment behind them. */
+  private static final int FIRST_ALONE = 0xD0;
+
   private static final int START = 0xD8;
   private static final int END = 0xD9;
   private static final int SCAN = 0xDA;
@@ -39,15 +42,20 @@ final class JpegContent {
     ByteArrayOutputStream kept = new ByteArrayOutputStream(0); // most have none
     int from = 0; // what is before is kept, or left out
     int at = 2;
-    while (at + 3 < content.length && !isMarker(content, at, SCAN)) {
+    int scans = 0;
+    // What comes behind the end is no part of the picture: films, other pictures.
+    while (at + 3 < content.length && !isMarker(content, at, END)) {
       int marker = content[at + 1] & 255;
       if ((content[at] & 255) != 0xFF || marker == 0xFF || marker == 0) {
-        at++; // filled up
+        at++; // of a scan, or filled up
         continue;
       }
-      if (marker == 0x01 || marker >= 0xD0 && marker <= END) {
-        at += 2; // alone
+      if (marker == 0x01 || marker >= FIRST_ALONE && marker <= START) {
+        at += 2;
         continue;
+      }
+      if (marker == SCAN && ++scans > MOST_SCANS) {
+        throw new InputException("the image " + name + " has more than " + MOST_SCANS + " scans");
       }
       int length = (content[at + 2] & 255) << 8 | content[at + 3] & 255;
       int next = Math.min(content.length, at + 2 + length);
@@ -57,7 +65,6 @@ final class JpegContent {
       }
       at = next;
     }
-    requireFewScans(content, at, name);
     if (from == 0) {
       return content;
     }
@@ -68,14 +75,5 @@ final class JpegContent {
   private static boolean isProfile(byte[] content, int from, int to) {
     int end = from + PROFILE.length;
     return end <= to && Arrays.equals(content, from, end, PROFILE, 0, PROFILE.length);
-  }
-
-  private static void requireFewScans(byte[] content, int first, String name) {
-    int scans = 0;
-    for (int i = first; i < content.length; i++) {
-      if (isMarker(content, i, SCAN) && ++scans > MOST_SCANS) {
-        throw new InputException("the image " + name + " has more than " + MOST_SCANS + " scans");
-      }
-    }
   }
 }
