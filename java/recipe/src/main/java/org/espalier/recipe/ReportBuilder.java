@@ -169,8 +169,11 @@ final class ReportBuilder {
   }
 
   private static String shortened(String text) {
-    int most = Math.min(text.length(), MOST_TEXT);
-    return most == text.length() ? text : text.substring(0, most) + "…";
+    if (text.length() <= MOST_TEXT) {
+      return text;
+    }
+    boolean split = Character.isHighSurrogate(text.charAt(MOST_TEXT - 1));
+    return text.substring(0, split ? MOST_TEXT - 1 : MOST_TEXT) + "…";
   }
 
   private ObjectNode examples(RunData data) {
