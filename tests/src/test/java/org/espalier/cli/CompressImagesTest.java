@@ -165,6 +165,26 @@ class CompressImagesTest {
     assertTrue(measured.path("labels").path("accuracy").doubleValue() > 0.6, measured.toString());
   }
 
+  /** Folders may be of other classes than an output that is followed as it is. */
+  @Test
+  void labelsThatNothingLearnsFromAreNotMeasured() throws IOException {
+    Path recipe =
+        Files.writeString(
+            folder.resolve("recipe.yaml"),
+            """
+            model: {file: model.onnx}
+            data: {examples: train, validation: 40, evaluation: 40, calibration: 32}
+            stages: [{kind: quantize, form: static, steps: 2, batch: 8, loss: {output: 1}}]
+            """);
+    Run.of("compress", recipe, "-o", folder.resolve("followed")).done();
+    JsonNode fidelity =
+        new ObjectMapper()
+            .readTree(folder.resolve("followed/report.json").toFile())
+            .path("fidelity");
+    assertTrue(fidelity.has("relative_error"), fidelity.toString());
+    assertFalse(fidelity.has("accuracy"), fidelity.toString());
+  }
+
   @Test
   void calibratesOnImagesAsOnTensors() throws IOException {
     List<byte[]> made = new ArrayList<>();

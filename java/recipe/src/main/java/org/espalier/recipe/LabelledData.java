@@ -64,11 +64,11 @@ final class LabelledData {
 
   RunData read() {
     Fed fed = examples(host.examples(data.examples()));
-    Examples.Labelled all = fed.examples;
     // Classes may be of another output than the one that is followed; numbers are measured.
-    if (unused && !(all.labels() instanceof Labels.Numbers)) {
-      all = new Examples.Labelled(all.inputs(), null);
+    if (unused && !(fed.examples.labels() instanceof Labels.Numbers)) {
+      fed = fed.withoutLabels();
     }
+    Examples.Labelled all = fed.examples;
     Fed own = data.evaluationExamples() == null ? null : evaluation(all);
     int evaluation = own == null ? data.evaluation() : 0;
     int heldOut = data.validation() + evaluation;
@@ -103,6 +103,10 @@ final class LabelledData {
    * @param sources what each is made of; null where that is not known
    */
   private record Fed(Examples.Labelled examples, List<ExampleSource> sources) {
+    Fed withoutLabels() {
+      return new Fed(new Examples.Labelled(examples.inputs(), null), sources);
+    }
+
     Fed pick(List<Integer> indices) {
       return new Fed(
           LabelledData.pick(examples, indices),
@@ -244,7 +248,7 @@ final class LabelledData {
         host.note(
             "the labels of " + file + " are not measured, for nothing is learned from labels");
       }
-      return new Fed(new Examples.Labelled(own.inputs(), null), read.sources);
+      return read.withoutLabels();
     }
     if (own.labels() == null || own.labels().width() != all.labels().width()) {
       throw new InputException(
