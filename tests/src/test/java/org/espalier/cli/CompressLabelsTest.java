@@ -5,6 +5,7 @@ import static org.espalier.format.onnx.SmallModels.list;
 import static org.espalier.format.onnx.SmallModels.node;
 import static org.espalier.format.onnx.SmallModels.value;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.GraphProto;
@@ -254,6 +255,12 @@ report: {each-stage: false}
     // The validation's quality is the accuracy of what the runtime gives.
     double quality = report.at("/stages/3/after/quality").asDouble();
     assertTrue(quality > 0.8, report.at("/stages/3").toString());
+    assertFalse(report.at("/stages/0").has("taught_by"), "by labels alone");
+    for (int stage = 1; stage < 4; stage++) {
+      assertEquals(
+          "{\"stage\":\"fine-tune\"}",
+          report.path("stages").get(stage).path("taught_by").toString());
+    }
     // What is written still ends as the original does, and is as right on the points as reported.
     float[] all = answers(out.resolve("model-int8.onnx"), outputs);
     boolean probabilities = !end.endsWith("logit");
@@ -266,7 +273,7 @@ report: {each-stage: false}
     assertEquals(f.path("accuracy").asDouble(), (double) right / N, 0.07);
     assertEquals(1, OnnxModel.read(out.resolve("model-float.onnx")).outputs().size());
     String page = Files.readString(out.resolve("report.html"));
-    for (String word : List.of("AUC", "log loss", "accuracy")) {
+    for (String word : List.of("AUC", "log loss", "accuracy", "what fine-tune left")) {
       assertTrue(page.contains(word), word);
     }
     String shown = Run.of("compress", recipe, "-o", out, "--resume").done().out();
@@ -330,6 +337,7 @@ report: {each-stage: false}
     JsonNode report = Run.of("compress", recipe, "-o", out, "--resume", "--json").json();
     assertTrue(report.at("/fidelity/accuracy").asDouble() > 0.8, report.at("/fidelity").toString());
     assertEquals(0.5, report.at("/model/channels_removed").asDouble());
+    assertEquals("model.onnx", report.at("/stages/1/taught_by/file").asText());
     assertTrue(
         Files.readString(out.resolve("report.html")).contains("50 % of its hidden channels"));
 

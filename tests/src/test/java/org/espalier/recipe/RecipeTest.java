@@ -18,6 +18,7 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.stream.Stream;
 import org.espalier.InputException;
+import org.espalier.train.CompressionPlan;
 import org.espalier.train.Optimizer;
 import org.espalier.train.Pruning;
 import org.espalier.train.Quantization;
@@ -150,21 +151,21 @@ class RecipeTest {
     assertEquals(2, recipe.stages().stages().get(1).training().objective().similarity());
   }
 
-  /** Texts can hardly be too many for what is solved for; the rest is content with fewer. */
-  /** The original would take back what was learned after it. */
+  /** The original would take back what was learned after it, and labels alone say less than both. */
   @Test
-  void theOriginalTeachesNothingThatWasFineTuned() {
+  void whatWasFineTunedTeachesTheStagesBehindIt() {
     String tuned =
         RIGHT
                 .replace("texts: texts.txt", "examples: x.safetensors")
                 .replace("kind: prune", "kind: fine-tune")
                 .replaceAll("(?m)^ *(sparsity|schedule|exclude):.*\n", "")
             + "    - {kind: distil}\n".substring(2);
-    assertEquals(List.of(1.0, 1.0, 0.5), shareOfLabels(tuned));
-    String taught = tuned.replace("data:", "teacher: {file: t.onnx}\ndata:");
-    assertEquals(List.of(1.0, 0.5, 0.5), shareOfLabels(taught));
-    String narrow = tuned.replace("data:", "student: {file: t.onnx}\ndata:");
-    assertEquals(List.of(1.0, 0.5, 0.5), shareOfLabels(narrow));
+    assertEquals(List.of(1.0, 0.5, 0.5), shareOfLabels(tuned));
+    CompressionPlan plan = parse(tuned).stages();
+    assertNull(plan.teacherOf(0));
+    assertEquals(plan.stages().get(0), plan.teacherOf(1));
+    assertEquals(plan.stages().get(0), plan.teacherOf(2));
+    assertNull(parse(tuned.replace("fine-tune", "distil")).stages().teacherOf(2));
     String given = tuned.replace("nesterov: true", "loss: {labels: 0.25, logits: 0.75}");
     assertEquals(List.of(1.0, 0.25, 0.5), shareOfLabels(given));
   }
@@ -176,6 +177,7 @@ class RecipeTest {
         .toList();
   }
 
+  /** Texts can hardly be too many for what is solved for; the rest is content with fewer. */
   @Test
   void whatIsRefittedSeesMoreTexts() {
     assertEquals(256, parse(RIGHT).data().calibration());

@@ -228,7 +228,8 @@ class OnnxCompressionTest {
     assertEquals(Set.of(), left);
   }
 
-  private static Set<Path> teacherFiles() throws IOException {
+  /** What teachers of this process have among the temporary files. */
+  static Set<Path> teacherFiles() throws IOException {
     String prefix = "espalier-teacher-" + ProcessHandle.current().pid() + "-";
     try (var files = Files.list(Path.of(System.getProperty("java.io.tmpdir")))) {
       return files

@@ -242,19 +242,11 @@ public record Recipe(
   private static CompressionPlan plan(
       Settings all, StageReader.Learned learned, Set<String> ofDefaultLoss) {
     List<Stage> stages = new ArrayList<>();
-    boolean tuned = false;
-    boolean ownTeacher = !all.has("teacher") && !all.has("student");
     for (Settings stage : all.groups("stages")) {
-      Stage made = StageReader.read(stage, learned);
-      tuned |= stage.text("kind").equals("fine-tune");
+      stages.add(StageReader.read(stage, learned));
       if (stage.group("loss") == null) {
         ofDefaultLoss.add(stage.text("name"));
-        if (tuned && ownTeacher && !stage.text("kind").equals("distil")) {
-          // The original would take back what was learned after it.
-          made = made.with(made.training().with(Objective.ofLabels()));
-        }
       }
-      stages.add(made);
     }
     try {
       return new CompressionPlan(stages, all.whole("seed"));

@@ -49,7 +49,8 @@ public final class RecipeSchema {
                   "teacher",
                   teacher(),
                   null,
-                  "What training follows; by default the model itself."),
+                  "What training follows; by default the model itself, after a fine-tune stage as"
+                      + " that left it."),
               optional(
                   "student",
                   student(),
@@ -221,7 +222,7 @@ public final class RecipeSchema {
                 keys(List.of(), training("1000", "1e-4"))),
             new Variant(
                 "fine-tune",
-                "Trains what there is on the labels.",
+                "Trains what there is on the labels, and teaches the stages after it.",
                 keys(List.of(), training("1000", "1e-4")))));
   }
 
@@ -412,8 +413,7 @@ public final class RecipeSchema {
             "What is minimised; by default embedding and hidden states for texts, logits at"
                 + " temperature 1 for causal-lm, half labels and half logits for classes, half"
                 + " labels and half output for numbers, output for examples without labels; labels"
-                + " alone in a fine-tune stage and, where neither teacher nor student is given, in"
-                + " those that prune and quantize after it."));
+                + " alone in a fine-tune stage."));
   }
 
   private static Group loss() {

@@ -72,6 +72,9 @@ final class ReportBuilder {
       stage.put("weights", q.quantization().form().weights());
     }
     stage.put("steps", steps);
+    if (started.training().isAny() && started.training().objective().needsTeacher()) {
+      taughtBy(index, stage.putObject("taught_by"));
+    }
     stage.put("examples", 0);
     stage.put("training_seconds", 0.0);
     stage.put("added_seconds", 0.0);
@@ -81,6 +84,18 @@ final class ReportBuilder {
       curve.putArray(series);
     }
     return false;
+  }
+
+  /** Says who teaches a stage: another one, by what it left, or a file. */
+  private void taughtBy(int index, ObjectNode node) {
+    Stage teacher = recipe.stages().teacherOf(index);
+    if (recipe.teacher() != null) {
+      node.put("file", recipe.teacher());
+    } else if (recipe.student() == null && teacher != null) {
+      node.put("stage", teacher.name());
+    } else {
+      node.put("file", recipe.model().file());
+    }
   }
 
   void step(StepReport step) {

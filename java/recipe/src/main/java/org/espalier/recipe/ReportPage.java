@@ -237,6 +237,7 @@ final class ReportPage {
         "kind",
         "steps",
         "time",
+        "taught by",
         "loss before",
         "changed",
         "trained",
@@ -250,6 +251,7 @@ final class ReportPage {
           s.path("kind").asText(),
           Long.toString(s.path("steps_done").asLong()),
           seconds(s.path("seconds")),
+          teacher(s.path("taught_by")),
           number(s.path("before").path("loss"), "%.4g"),
           number(s.path("changed").path("loss"), "%.4g"),
           training > 0 ? number(s.path("after").path("loss"), "%.4g") : "–",
@@ -266,6 +268,18 @@ final class ReportPage {
         "<p class=\"muted small\">Loss on validation examples: as the stage began, after its change"
             + " to the model, and at the best state of its training. The last column is the share"
             + " of a training step that masks, fake quantization and the optimizer take.</p>\n");
+  }
+
+  private String teacher(JsonNode taughtBy) {
+    if (taughtBy.has("stage")) {
+      return "what " + taughtBy.path("stage").asText() + " left";
+    }
+    if (!taughtBy.has("file")) {
+      return "–";
+    }
+    return taughtBy.path("file").equals(report.path("model").path("file"))
+        ? "the original"
+        : "the teacher";
   }
 
   private void fidelity() {

@@ -56,7 +56,7 @@ final class StageReader {
       return switch (s.text("kind")) {
         case "prune" -> new Stage.Prune(s.text("name"), pruning(), training);
         case "quantize" -> new Stage.Quantize(s.text("name"), quantization(), training);
-        default -> new Stage.Train(s.text("name"), training);
+        default -> new Stage.Train(s.text("name"), training, s.text("kind").equals("fine-tune"));
       };
     } catch (IllegalArgumentException e) {
       throw new InputException(s.place() + ": " + s.path() + ": " + e.getMessage(), e);

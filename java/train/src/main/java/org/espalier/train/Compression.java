@@ -24,13 +24,16 @@ public interface Compression extends AutoCloseable {
    * What a plan works on.
    *
    * @param model the model to compress; not changed
-   * @param teacher gives what objectives compare with; null: the model as it is given
+   * @param teacher gives what objectives compare with; null: the model as it is given or, behind a stage {@linkplain
+   *     Stage.Train#teaches that teaches}, as that left it
    * @param training examples
    * @param validation other examples: the best state of a stage is found with them
    * @param pooling of embedding models; not used for classifiers
    * @param calibration runs examples for {@link Quantization#fit} and static ranges; null where no stage
    *     needs it
-   * @param cache a folder for the teacher's outputs, kept between runs; null computes them in each run
+   * @param cache a folder for the teacher's outputs and for what stages that teach leave, once the size of the model
+   *     each, kept between runs; null: they are computed in each run, and lie among the system's temporary files
+   *     until it ends
    */
   record Job(
       OnnxModel model,
@@ -86,8 +89,8 @@ public interface Compression extends AutoCloseable {
   void stop();
 
   /**
-   * Writes everything that {@link #restore} needs to go on: weights, optimizer, masks, scales, the place
-   * in the plan. Not while {@link #run} computes, except from its listener.
+   * Writes everything that {@link #restore} needs to go on: weights, optimizer, masks, scales, a teacher that a stage
+   * left, the place in the plan. Not while {@link #run} computes, except from its listener.
    */
   void save(OutputStream out) throws IOException;
 

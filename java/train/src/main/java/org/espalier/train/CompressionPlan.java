@@ -34,4 +34,20 @@ public record CompressionPlan(List<Stage> stages, long seed) {
       quantized |= stage instanceof Stage.Quantize;
     }
   }
+
+  /**
+   * The stage that teaches another one, by the model as it leaves it, where the {@link Compression.Job} names no
+   * teacher: the last {@linkplain Stage.Train#teaches that teaches} before it.
+   *
+   * @param stage the place of the one that is taught, from 0
+   * @return null where there is none: the model as it was given teaches
+   */
+  public Stage teacherOf(int stage) {
+    for (int i = stage - 1; i >= 0; i--) {
+      if (stages.get(i) instanceof Stage.Train train && train.teaches()) {
+        return train;
+      }
+    }
+    return null;
+  }
 }

@@ -10,12 +10,14 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HexFormat;
 import java.util.List;
+import java.util.Objects;
 import java.util.stream.IntStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.OpsetUpgrade;
 import org.espalier.format.onnx.ActiveDropout;
 import org.espalier.format.onnx.HalfPrecision;
+import org.espalier.format.onnx.ModelStream;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.op.StepResult;
@@ -43,6 +45,9 @@ public final class OnnxCompression implements Compression {
 
   /** The stage that is under way; null between stages. */
   private Progress progress;
+
+  /** What a stage left that teaches others which are not complete; null where none did. */
+  private StageTeacher learned;
 
   private volatile boolean stopping;
 
@@ -248,6 +253,9 @@ public final class OnnxCompression implements Compression {
     if (progress.kept != null) {
       progress.kept.restore();
     }
+    if (stage instanceof Stage.Train train && train.teaches()) {
+      learnFrom(stage);
+    }
     progress.seconds = earlier + (System.nanoTime() - start) * 1e-9;
     StageReport report =
         new StageReport(
@@ -270,15 +278,47 @@ public final class OnnxCompression implements Compression {
     return new Batches(job.training(), training.batch(), 31 * plan.seed() + stage);
   }
 
-  /** The training examples of which the teacher is asked, whatever the stage. */
+  /** The stage that teaches another by what it left; null where the job's teacher does or its model as it is given. */
+  private Stage teacherOf(int stage) {
+    return job.teacher() == null ? plan.teacherOf(stage) : null;
+  }
+
+  /** Whether a stage has this teacher, by what {@link #teacherOf} says. */
+  private boolean isTaughtBy(Stage teacher, int stage) {
+    return plan.stages().get(stage).training().objective().needsTeacher()
+        && Objects.equals(teacher, teacherOf(stage));
+  }
+
+  /** Keeps what a stage that is complete left, if it teaches any other. */
+  private void learnFrom(Stage stage) {
+    closeLearned();
+    if (IntStream.range(0, plan.stages().size()).anyMatch(other -> isTaughtBy(stage, other))) {
+      learnFrom(model.roundedModel());
+    }
+  }
+
+  private void learnFrom(OnnxModel left) {
+    learned = StageTeacher.of(left, job.cache());
+    passes.learnFrom(learned.model());
+  }
+
+  private void closeLearned() {
+    if (learned != null) {
+      learned.close();
+      learned = null;
+    }
+  }
+
+  /** The training examples of which the teacher of the present stage is asked, in this stage or another. */
   private int[] taught() {
     if (job.training() == job.validation()) { // all of which are looked at
       return IntStream.range(0, job.training().size()).toArray();
     }
     IntStream all = IntStream.empty();
+    Stage teacher = teacherOf(stageIndex);
     for (int stage = 0; stage < plan.stages().size(); stage++) {
       Training training = plan.stages().get(stage).training();
-      if (training.objective().needsTeacher()) {
+      if (isTaughtBy(teacher, stage)) {
         long steps = training.steps(job.training().size());
         all = IntStream.concat(all, Arrays.stream(batches(stage).used(steps)));
       }
@@ -439,6 +479,10 @@ public final class OnnxCompression implements Compression {
       out.writeDouble(r.seconds());
     }
     model.save(out);
+    out.writeBoolean(learned != null);
+    if (learned != null) {
+      learned.write(out);
+    }
     out.writeBoolean(progress != null);
     if (progress != null) {
       progress.save(out);
@@ -449,8 +493,13 @@ public final class OnnxCompression implements Compression {
 
   /** What a saved run must have been made from. */
   private String key() {
-    List<String> stages = plan.stages().stream().map(s -> s.name() + "/" + s.training()).toList();
+    List<String> stages = plan.stages().stream().map(OnnxCompression::key).toList();
     return HexFormat.of().formatHex(modelDigest) + " " + plan.seed() + " " + stages;
+  }
+
+  private static String key(Stage stage) {
+    String teaches = stage instanceof Stage.Train train && train.teaches() ? "/teaches" : "";
+    return stage.name() + "/" + stage.training() + teaches;
   }
 
   @Override
@@ -488,6 +537,9 @@ public final class OnnxCompression implements Compression {
               in.readDouble()));
     }
     model.restore(in);
+    if (in.readBoolean()) {
+      learnFrom(ModelStream.read(in, job.model().name()));
+    }
     if (in.readBoolean()) {
       progress = new Progress();
       progress.update = model.update(plan.stages().get(stageIndex));
@@ -528,6 +580,7 @@ public final class OnnxCompression implements Compression {
       progress = null;
     }
     passes.close();
+    closeLearned();
     model.close();
   }
 }

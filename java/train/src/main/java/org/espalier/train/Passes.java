@@ -32,6 +32,9 @@ final class Passes implements AutoCloseable {
   private final TorchDevice device;
   private final SideBySide threads;
 
+  /** Gives what objectives compare with. */
+  private OnnxModel teacher;
+
   /** The graph as the caller's thread runs it; null where there is none. */
   private Lane first;
 
@@ -99,6 +102,7 @@ final class Passes implements AutoCloseable {
     this.job = job;
     this.device = device;
     this.variance = job.labels() instanceof Labels.Numbers numbers ? numbers.variance() : 1;
+    this.teacher = job.teacher() == null ? job.model() : job.teacher();
     this.threads = device.hasCudaKernels() ? SideBySide.inOrder() : SideBySide.onThreads();
   }
 
@@ -342,6 +346,12 @@ final class Passes implements AutoCloseable {
     }
   }
 
+  /** From now on another model is the teacher. */
+  void learnFrom(OnnxModel other) {
+    closeTeacher();
+    teacher = other;
+  }
+
   /**
    * Computes the teacher's outputs, or finds those that were kept, where an objective needs them.
    *
@@ -351,21 +361,20 @@ final class Passes implements AutoCloseable {
     if (!objective.needsTeacher() || targets.containsKey(value(objective)) || !teachers.isEmpty()) {
       return;
     }
-    OnnxModel model = job.teacher() == null ? job.model() : job.teacher();
-    OnnxModel trainable = job.opened(OnnxCompression.trainable(model));
+    OnnxModel trainable = job.opened(OnnxCompression.trainable(teacher));
     String output =
         value(objective) == Value.LOGITS
             ? ClassifierOutput.of(trainable).logits()
             : trainable.mainOutput().getName();
     if (job.isCausal()) {
-      OnnxGraph teacher = OnnxGraph.frozen(trainable.withOutputs(List.of(output)), device);
-      teachers = List.of(teacher, teacher.sibling());
+      OnnxGraph graph = OnnxGraph.frozen(trainable.withOutputs(List.of(output)), device);
+      teachers = List.of(graph, graph.sibling());
       return;
     }
-    byte[] digest = TeacherOutputs.digest(model);
-    try (OnnxGraph teacher = OnnxGraph.frozen(trainable.withOutputs(List.of(output)), device);
-        OnnxGraph sibling = teacher.sibling()) {
-      List<TrainableModel> both = List.of(teacher, sibling);
+    byte[] digest = TeacherOutputs.digest(teacher);
+    try (OnnxGraph graph = OnnxGraph.frozen(trainable.withOutputs(List.of(output)), device);
+        OnnxGraph sibling = graph.sibling()) {
+      List<TrainableModel> both = List.of(graph, sibling);
       boolean ofTokens = perToken || objective.isForEmbeddings();
       int width = width(objective, ofTokens);
       List<TeacherOutputs> opened = new ArrayList<>();
@@ -418,9 +427,15 @@ final class Passes implements AutoCloseable {
   public void close() {
     threads.close();
     release();
+    closeTeacher();
+  }
+
+  private void closeTeacher() {
     targets.values().forEach(Targets::close);
+    targets.clear();
     for (int i = teachers.size() - 1; i >= 0; i--) {
       teachers.get(i).close(); // a sibling first
     }
+    teachers = List.of();
   }
 }

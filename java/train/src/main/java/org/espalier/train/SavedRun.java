@@ -12,7 +12,7 @@ import org.espalier.train.TrainingListener.Validation;
 /** How the parts of a saved run are laid out; what is read is refused where it cannot be of one. */
 final class SavedRun {
   /** Start and end; the last digit is the version of the layout. */
-  private static final int MAGIC = 0x45535006;
+  private static final int MAGIC = 0x45535007;
 
   private SavedRun() {}
 

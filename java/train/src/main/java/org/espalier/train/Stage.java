@@ -46,8 +46,18 @@ public sealed interface Stage {
     }
   }
 
-  /** Trains what there is: against labels, the teacher, or both, as its {@link Objective} says. */
-  record Train(String name, Training training) implements Stage {
+  /**
+   * Trains what there is: against labels, the teacher, or both, as its {@link Objective} says.
+   *
+   * @param teaches whether the model as this stage leaves it is the teacher of those that follow, where the {@link
+   *     Compression.Job} names none: they keep what was learned, which the model as it was given would take back
+   */
+  record Train(String name, Training training, boolean teaches) implements Stage {
+    /** One that is not the teacher of others. */
+    public Train(String name, Training training) {
+      this(name, training, false);
+    }
+
     public Train {
       check(name, training);
       if (!training.isAny()) {
@@ -57,7 +67,7 @@ public sealed interface Stage {
 
     @Override
     public Stage with(Training other) {
-      return new Train(name, other);
+      return new Train(name, other, teaches);
     }
   }
 

@@ -103,9 +103,7 @@ final class TeacherOutputs implements AutoCloseable {
         FileChannel channel = FileChannel.open(known, StandardOpenOption.READ);
         return new TeacherOutputs(channel, null, asked, starts, width, perToken);
       }
-      // Named after its process, so that what one that was killed has left can be told.
-      String prefix = "espalier-teacher-" + ProcessHandle.current().pid() + "-";
-      Path making = Files.createTempFile(prefix, ".f32");
+      Path making = Files.createTempFile(temporaryPrefix(), ".f32");
       making.toFile().deleteOnExit();
       boolean made = false;
       try {
@@ -125,6 +123,11 @@ final class TeacherOutputs implements AutoCloseable {
               + (folder == null ? System.getProperty("java.io.tmpdir") : folder),
           e);
     }
+  }
+
+  /** Of files that go with the process: named after it, so that what one that was killed has left can be told. */
+  static String temporaryPrefix() {
+    return "espalier-teacher-" + ProcessHandle.current().pid() + "-";
   }
 
   private static void compute(

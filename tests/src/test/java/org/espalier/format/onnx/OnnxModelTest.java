@@ -15,6 +15,7 @@ import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.MappedByteBuffer;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -262,6 +263,22 @@ class OnnxModelTest {
     assertEquals(List.of(model.nodes().get(0)), model.consumers().get("x"));
     g.addNode(SmallModels.node("Relu", "outer", List.of("z"), "late"));
     assertThrows(InputException.class, () -> OnnxModel.of(SmallModels.model(13, g), "z is inside"));
+  }
+
+  /** Small ones too, where they are written to be mapped: no tensor is copied when it is read. */
+  @Test
+  void dataBesideAModelAreMapped() throws IOException {
+    ModelProto.Builder b = SmallModels.mlp().toBuilder();
+    b.getGraphBuilder().addInitializer(SmallModels.floats("large", new Random(3), 1, 1000, 3));
+    ModelProto proto = b.build();
+    OnnxModel model = OnnxModel.read(save(proto));
+    Path out = folder.resolve("mapped.onnx");
+    assertEquals(List.of(out, folder.resolve("mapped.onnx.data")), model.writeToMap(out));
+    OnnxModel again = OnnxModel.read(out);
+    assertSame(proto, again.toProto());
+    ByteBuffer large = again.constant("large").data();
+    assertTrue(large instanceof MappedByteBuffer mapped && mapped.isDirect(), large.toString());
+    assertThrows(InputException.class, () -> again.writeToMap(out), "it is the input");
   }
 
   @Test

@@ -97,19 +97,29 @@ final class OnnxFile {
    * @throws InputException if the target cannot be written, or is too large without its data
    */
   static List<Path> write(OnnxModel model, Path target, long messageLimit, Path... inputs) {
+    if (model.inlineSize() > messageLimit) {
+      return writeApart(model, target, messageLimit, inputs);
+    }
+    try (AtomicFile file = AtomicFile.create(target, kept(model, inputs))) {
+      List<TensorProto> tensors = new ArrayList<>();
+      model.initializers().forEach(i -> tensors.add(i.message()));
+      write(model.message(tensors), file);
+      file.commit();
+    }
+    return List.of(target);
+  }
+
+  /** Files that a model must not be written to. */
+  private static Path[] kept(OnnxModel model, Path... inputs) {
     List<Path> kept = model.files();
     kept.addAll(List.of(inputs));
-    Path[] all = kept.toArray(Path[]::new);
+    return kept.toArray(Path[]::new);
+  }
+
+  /** Does what {@link #write} does, with a file of data beside, however small the model is. */
+  static List<Path> writeApart(OnnxModel model, Path target, long messageLimit, Path... inputs) {
+    Path[] all = kept(model, inputs);
     Path real = AtomicFile.check(target, all);
-    if (model.inlineSize() <= messageLimit) {
-      try (AtomicFile file = AtomicFile.create(target, all)) {
-        List<TensorProto> tensors = new ArrayList<>();
-        model.initializers().forEach(i -> tensors.add(i.message()));
-        write(model.message(tensors), file);
-        file.commit();
-      }
-      return List.of(target);
-    }
     // Replacing data under a model that still stands would break that model in between: the new
     // data takes the other of two names.
     Path data = real.resolveSibling(real.getFileName() + ".data");
@@ -140,7 +150,7 @@ final class OnnxFile {
       write(model.message(tensors), file);
       AtomicFile.commitAll(List.of(dataFile, file));
     }
-    if (isOurs(previous, kept)) {
+    if (isOurs(previous, all)) {
       try {
         Files.delete(previous);
       } catch (IOException e) {
@@ -174,7 +184,7 @@ final class OnnxFile {
     return tensors;
   }
 
-  private static boolean isOurs(Path previous, List<Path> kept) {
+  private static boolean isOurs(Path previous, Path[] kept) {
     try {
       if (!Files.isRegularFile(previous)) {
         return false;

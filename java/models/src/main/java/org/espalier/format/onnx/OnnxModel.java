@@ -786,6 +786,18 @@ public final class OnnxModel {
     return write(target, OnnxFile.MESSAGE_LIMIT, inputs);
   }
 
+  /**
+   * Writes the model as {@link #write(Path, Path...)} writes large ones: with {@code TARGET.data} beside it, where every
+   * initializer but small ones is aligned, so that a reader of any of them maps it.
+   *
+   * @return the files that were written, the target first
+   * @throws InputException if the model is invalid or the target cannot be written
+   */
+  public List<Path> writeToMap(Path target) {
+    check();
+    return OnnxFile.writeApart(this, target, OnnxFile.MESSAGE_LIMIT);
+  }
+
   List<Path> write(Path target, long messageLimit, Path... inputs) {
     check();
     return OnnxFile.write(this, target, messageLimit, inputs);
