@@ -13,16 +13,19 @@ import org.espalier.InputException;
 
 /** A model and the examples that it is fed one by one. */
 final class FedModel implements AutoCloseable {
+  /** Bytes of examples that stay open; at least one does. */
+  private static final long MOST_BYTES = Runtime.getRuntime().maxMemory() / 16;
+
   private final RuntimeModel model;
   private final int main;
   private final ExampleTensors examples;
 
-  /** Bytes of examples that stay open; at least one does. */
-  private static final long MOST_BYTES = Runtime.getRuntime().maxMemory() / 16;
-
   /** Of the examples that were used last, as many as are timed together or fit; the one used last at the end. */
   private final Map<Integer, Map<String, OnnxTensor>> open =
       new LinkedHashMap<>(2 * Savings.CASES, 0.75F, true);
+
+  /** What the open ones take. */
+  private long bytes;
 
   /**
    * Feeds a model.
@@ -40,8 +43,6 @@ final class FedModel implements AutoCloseable {
       throw e;
     }
   }
-
-  private long bytes;
 
   /** Makes the tensors of an example, so that to run it next is to run the model alone. */
   Map<String, OnnxTensor> open(int example) {
