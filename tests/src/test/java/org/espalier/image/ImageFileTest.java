@@ -238,7 +238,9 @@ class ImageFileTest {
     ByteBuffer file = ByteBuffer.allocate(1000).order(ByteOrder.LITTLE_ENDIAN);
     file.put(new byte[] {'I', 'I', 42, 0}).putInt(8).putShort((short) (tags.length / 2));
     for (int i = 0; i < tags.length; i += 2) {
-      file.putShort((short) tags[i]).putShort((short) 4).putInt(1).putInt(tags[i + 1]);
+      boolean isShort = tags[i] == 259; // the compression, as every file has it
+      file.putShort((short) tags[i]).putShort((short) (isShort ? 3 : 4)).putInt(1);
+      file.putInt(tags[i + 1]);
     }
     return file.array();
   }
@@ -286,10 +288,22 @@ class ImageFileTest {
             .getMessage());
   }
 
+  @ParameterizedTest
+  @ValueSource(ints = {6, 7})
+  void aTiffOfJpegIsRefused(int compression) {
+    int[] tags = {
+      256, 1, 257, 1, 258, 8, 259, compression, 262, 1, 273, 200, 277, 1, 278, 1, 279, 9
+    };
+    assertEquals(
+        "the image a.tif is a TIFF of JPEG; a JPEG is right",
+        assertThrows(InputException.class, () -> ImageFile.read(tiff(tags), "a.tif", 3))
+            .getMessage());
+  }
+
   @Test
   void aStripThatIsNotThereIsBadInput() {
     int[] tags = {
-      256, 1, 257, 1, 258, 8, 259, 7, 262, 1, 273, 200, 277, 1, 278, 1, 279, Integer.MAX_VALUE
+      256, 1, 257, 1, 258, 8, 259, 5, 262, 1, 273, 200, 277, 1, 278, 1, 279, Integer.MAX_VALUE
     };
     String message =
         assertThrows(InputException.class, () -> ImageFile.read(tiff(tags), "a.tif", 3))

@@ -143,6 +143,10 @@ final class ImageFile {
       throws IOException {
     boolean turned = TURNED.contains(kind(reader));
     reader.setInput(in, true, !turned);
+    if (kind(reader).equals("tif") && value(reader, "CompressionTypeName").contains("JPEG")) {
+      // A tile may hold any number of scans, each of which has all of it decoded anew.
+      throw new InputException("the image " + name + " is a TIFF of JPEG; a JPEG is right");
+    }
     long pixels = pixels(reader.getWidth(0), reader.getHeight(0), "pixels", name);
     if (reader.isImageTiled(0)) {
       long tile = pixels(reader.getTileWidth(0), reader.getTileHeight(0), "pixels a tile", name);
@@ -203,17 +207,20 @@ final class ImageFile {
       throw new InputException("the image " + name + " is cut off");
     }
     Pixels pixels = colours(image, name);
-    return turned ? pixels.upright(orientation(reader.getImageMetadata(0))) : pixels;
+    return turned
+        ? pixels.upright(ORIENTATIONS.getOrDefault(value(reader, "ImageOrientation"), 1))
+        : pixels;
   }
 
-  private static int orientation(IIOMetadata metadata) {
+  /** What a file says beside its pixels; empty where it does not say it. */
+  private static String value(ImageReader reader, String element) throws IOException {
+    IIOMetadata metadata = reader.getImageMetadata(0);
     if (metadata == null || !metadata.isStandardMetadataFormatSupported()) {
-      return 1;
+      return "";
     }
     Element root = (Element) metadata.getAsTree(IIOMetadataFormatImpl.standardMetadataFormatName);
-    NodeList found = root.getElementsByTagName("ImageOrientation");
-    String name = found.getLength() == 0 ? "" : ((Element) found.item(0)).getAttribute("value");
-    return ORIENTATIONS.getOrDefault(name, 1);
+    NodeList found = root.getElementsByTagName(element);
+    return found.getLength() == 0 ? "" : ((Element) found.item(0)).getAttribute("value");
   }
 
   private static Pixels colours(BufferedImage image, String name) {
