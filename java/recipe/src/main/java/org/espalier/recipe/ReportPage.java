@@ -345,7 +345,7 @@ final class ReportPage {
       }
       String what =
           answer.has("text")
-              ? answer.path("text").asText()
+              ? answer.path("text").asText().strip().replaceAll("\\s*\\n\\s*", "\n")
               : answer.has("image")
                   ? fileName(answer.path("image").asText())
                   : "example " + (answer.path("example").asLong() + 1);
