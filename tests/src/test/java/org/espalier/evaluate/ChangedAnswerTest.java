@@ -48,4 +48,13 @@ class ChangedAnswerTest {
     assertFalse(answer.isSameClass());
     assertFalse(answer.toMap().containsKey("answer"));
   }
+
+  @Test
+  void infinityHasAllOfTheProbability() {
+    double[] infinite = {Double.POSITIVE_INFINITY, 0, Double.NEGATIVE_INFINITY};
+    ChangedAnswer answer = ChangedAnswer.of(0, 1, THIRDS, infinite);
+    assertEquals(0, answer.answer());
+    assertEquals(1, answer.probability());
+    assertEquals(0.75, answer.distance(), 1e-12);
+  }
 }

@@ -42,7 +42,8 @@ public record ChangedAnswer(
     double[] probabilities = new double[logits.length];
     double sum = 0;
     for (int c = 0; c < logits.length; c++) {
-      probabilities[c] = Math.exp(logits[c] - most);
+      // Infinite ones have no difference.
+      probabilities[c] = logits[c] == most ? 1 : Math.exp(logits[c] - most);
       sum += probabilities[c];
     }
     for (int c = 0; c < logits.length; c++) {

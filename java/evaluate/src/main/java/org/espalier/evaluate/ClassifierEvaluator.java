@@ -89,6 +89,9 @@ public final class ClassifierEvaluator {
     /** Null where classes say nothing of entities. */
     private final EntityTags tags;
 
+    /** Whether each example has one label: a tagger's may have one token. */
+    private final boolean single;
+
     /** Whether rows may be left out; to look makes an example of an image. */
     private final boolean masked;
 
@@ -116,6 +119,7 @@ public final class ClassifierEvaluator {
       this.referenceForm = referenceForm;
       this.candidateForm = candidateForm;
       this.tags = tags;
+      single = labels.stream().allMatch(of -> of.length == 1);
       masked = pair.examples().areMasked();
       int all = labels.stream().mapToInt(of -> of.length).reduce(0, Math::addExact);
       ours = new ClassAnswers(all);
@@ -144,7 +148,7 @@ public final class ClassifierEvaluator {
           double[] second = logits(b, rows, row, candidateForm);
           inA[row] = theirs.add(first, right[row]);
           inB[row] = ours.add(second, right[row]);
-          if (right.length == 1) {
+          if (single) {
             keep(ChangedAnswer.of(example, right[row], first, second));
           }
           agreed += inA[row] == inB[row] ? 1 : 0;
