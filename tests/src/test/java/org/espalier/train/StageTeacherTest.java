@@ -25,6 +25,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** The teacher of stages that follow one which learned something new is the model as that left it. */
 class StageTeacherTest {
@@ -240,6 +241,30 @@ class StageTeacherTest {
     try (OnnxCompression c = new OnnxCompression(plan(false), Kind.CLASSES.job(null, null))) {
       ByteArrayInputStream in = new ByteArrayInputStream(saved.toByteArray());
       assertThrows(InputException.class, () -> c.restore(in));
+    }
+  }
+
+  /** As where a disk lost what it said it had written. */
+  @ParameterizedTest
+  @ValueSource(strings = {".onnx", ".onnx.data"})
+  void aStoredTeacherThatWasDamagedIsWrittenAnew(String ending) throws IOException {
+    Path cache = folder.resolve("cache");
+    Compression.Job job = Kind.CLASSES.job(null, cache);
+    byte[] whole = exported(plan(true), job);
+    ByteArrayOutputStream saved = new ByteArrayOutputStream();
+    try (OnnxCompression c = new OnnxCompression(plan(true), job)) {
+      assertFalse(c.run(StoppedRuns.until(plan(true).stages().get(1), 2)));
+      c.save(saved);
+    }
+    try (var files = Files.list(cache)) {
+      for (Path file : files.filter(f -> f.toString().endsWith(ending)).toList()) {
+        Files.write(file, new byte[(int) Files.size(file) - 1]);
+      }
+    }
+    try (OnnxCompression c = new OnnxCompression(plan(true), job)) {
+      c.restore(new ByteArrayInputStream(saved.toByteArray()));
+      assertTrue(c.run(SILENT));
+      assertArrayEquals(whole, bytes(c.export()));
     }
   }
 

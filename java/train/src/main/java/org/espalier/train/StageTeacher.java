@@ -4,6 +4,7 @@ import java.io.DataOutputStream;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.HexFormat;
 import org.espalier.InputException;
 import org.espalier.format.FileTree;
@@ -28,17 +29,17 @@ final class StageTeacher implements AutoCloseable {
   /**
    * Writes a model and reads it from its file.
    *
-   * @param folder keeps the file, where it is found again by a digest of the model; null: a file that goes when this
-   *     is closed
+   * @param folder keeps the file, where it is found again by a digest of the model, and written anew where it was damaged;
+   *     null: a file that goes when this is closed
    * @throws InputException where it cannot be written
    */
   static StageTeacher of(OnnxModel left, Path folder) {
     try {
       if (folder != null) {
         Files.createDirectories(folder);
-        String digest = HexFormat.of().formatHex(TeacherOutputs.digest(left), 0, 12);
-        Path known = folder.resolve("teacher-" + digest + ".onnx");
-        if (!Files.exists(known)) {
+        byte[] digest = TeacherOutputs.digest(left);
+        Path known = folder.resolve("teacher-" + HexFormat.of().formatHex(digest, 0, 12) + ".onnx");
+        if (!holds(known, digest)) {
           left.writeToMap(known);
         }
         return new StageTeacher(OnnxModel.read(known), null);
@@ -61,6 +62,15 @@ final class StageTeacher implements AutoCloseable {
           "a teacher cannot be stored in "
               + (folder == null ? System.getProperty("java.io.tmpdir") : folder),
           e);
+    }
+  }
+
+  private static boolean holds(Path file, byte[] digest) {
+    try {
+      return Files.exists(file)
+          && Arrays.equals(digest, TeacherOutputs.digest(OnnxModel.read(file)));
+    } catch (InputException e) {
+      return false; // it, or its data, was cut or is gone
     }
   }
 
