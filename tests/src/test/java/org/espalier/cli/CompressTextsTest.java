@@ -154,9 +154,18 @@ class CompressTextsTest {
     double byWords = report.get("fidelity").get("accuracy").asDouble();
     recipe("dynamic", "");
     examples("texts.jsonl", CompressTextsTest::label);
+    String name = "m".repeat(1000);
+    Files.writeString(
+        folder.resolve("config.json"), "{\"id2label\": {\"0\": \"" + name + "\", \"1\": \"<b>\"}}");
     Run.of("compress", recipe, "-o", folder.resolve("numbers")).done();
     JsonNode numbers = new ObjectMapper().readTree(folder.resolve("numbers/report.json").toFile());
     assertEquals(byWords, numbers.get("fidelity").get("accuracy").asDouble());
+    for (JsonNode answer : numbers.get("fidelity").get("changed_answers")) {
+      String right = answer.get("label").asInt() == 0 ? "m".repeat(300) + "…" : "<b>";
+      assertEquals(right, answer.get("label_name").asText());
+    }
+    String page = Files.readString(folder.resolve("numbers/report.html"));
+    assertTrue(page.contains("&lt;b&gt;"), page);
   }
 
   /** input_ids, attention_mask, token_type_ids → the sums of a table's rows for either text → logits [n, 2]. */

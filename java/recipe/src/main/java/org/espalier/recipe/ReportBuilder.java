@@ -22,7 +22,7 @@ import org.espalier.train.TrainingListener.Validation;
 final class ReportBuilder {
   private static final JsonNodeFactory JSON = JsonNodeFactory.instance;
 
-  /** Characters of a text that is shown. */
+  /** Characters of a text, or of the name of a class, that is shown. */
   private static final int MOST_TEXT = 300;
 
   /** Pixels of the longer side of an image that is shown. */
@@ -164,7 +164,7 @@ final class ReportBuilder {
     for (String key : List.of("label", "reference", "answer")) {
       int c = answer.path(key).asInt(-1);
       if (c >= 0 && c < data.classes().size()) {
-        answer.put(key + "_name", data.classes().get(c));
+        answer.put(key + "_name", shortened(data.classes().get(c)));
       }
     }
     if (data.sources() == null) {
