@@ -399,6 +399,7 @@ class CompressTaggersTest {
     refused(
         "the tag 'B-ORG' is none of the classes", "{\"tokens\": [\"xa\"], \"tags\": [\"B-ORG\"]}");
     refused("tags is 0.5; classes are whole", "{\"tokens\": [\"xa\"], \"tags\": [0.5]}");
+    refused("example 1: tags holds -3; classes", "{\"tokens\": [\"xa\"], \"tags\": [-3]}");
     refused("tags holds '{}', which is no number", "{\"tokens\": [\"xa\"], \"tags\": [{}]}");
     refused(
         "example 2: it has a text, and earlier ones have tokens",

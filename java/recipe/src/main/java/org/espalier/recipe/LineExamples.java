@@ -463,6 +463,15 @@ public record LineExamples(
         for (int k = 0; given != null && k < row.length; k++) {
           if (!given.get(k).isNull()) {
             row[k] = classOf(number(given.get(k), "tags", i), "tags", i);
+            if (row[k] < 0 && row[k] != Labels.Classes.NO_LABEL) {
+              throw wrong(
+                  i,
+                  "tags holds "
+                      + row[k]
+                      + "; classes are from 0 on, and "
+                      + Labels.Classes.NO_LABEL
+                      + " is none");
+            }
           }
         }
         rows.add(row);
