@@ -9,6 +9,9 @@ skip_tests=$3
 cuda=${4:-AUTO}
 jobs=${5:-}
 root=$(cd "$(dirname "$0")/.." && pwd)
+# A cache that came with a copy of another checkout would configure and build that one.
+home=$(sed -n 's/^CMAKE_HOME_DIRECTORY:INTERNAL=//p' "$build/CMakeCache.txt" 2>/dev/null || true)
+if [ -n "$home" ] && ! [ "$home" -ef "$root/native" ]; then rm -rf "$build"; fi
 if [ ! -f "$build/CMakeCache.txt" ]; then
   generator=()
   if command -v ninja >/dev/null; then generator=(-G Ninja); fi
