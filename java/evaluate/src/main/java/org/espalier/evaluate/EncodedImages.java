@@ -4,13 +4,10 @@ import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OnnxValue;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
-import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.Map;
-import java.util.stream.LongStream;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.image.ImageInput;
@@ -74,15 +71,9 @@ public final class EncodedImages extends ImageFeatures {
    * @param shape receives that of the output; may be null
    */
   private float[] features(ImageTensors.Image image, long[][] shape) {
-    ByteBuffer bytes =
-        ByteBuffer.allocateDirect(image.bytes().length).order(ByteOrder.LITTLE_ENDIAN);
-    bytes.put(image.bytes()).flip();
     ImageInput input = tensors().input();
-    long[] dims =
-        LongStream.concat(LongStream.of(1), image.shape().stream().mapToLong(d -> d)).toArray();
     try (OnnxTensor fed =
-            OnnxTensor.createTensor(
-                OnnxRuntime.environment(), bytes, dims, OnnxRuntime.type(input.type()));
+            ExampleTensors.Value.of(image.bytes(), image.shape(), input.type()).open();
         OrtSession.Result result = model.run(Map.of(input.name(), fed))) {
       OnnxValue given = result.get(output);
       FloatBuffer values = OnnxRuntime.floats(given);

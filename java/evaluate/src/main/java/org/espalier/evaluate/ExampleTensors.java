@@ -20,6 +20,7 @@ import org.espalier.format.ComputedList;
 import org.espalier.format.onnx.AttentionMask;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.TextInput;
+import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.image.ImageInput;
 import org.espalier.image.Images;
 
@@ -44,6 +45,24 @@ public final class ExampleTensors {
    * @param shape as the model takes it: with 1 for a batch
    */
   public record Value(ByteBuffer bytes, long[] shape, OnnxJavaType type) {
+    /**
+     * The values of one example.
+     *
+     * @param row little-endian
+     * @param shape without the batch
+     */
+    public static Value of(byte[] row, List<Long> shape, SafetensorsDtype type) {
+      return new Value(
+          ByteBuffer.allocateDirect(row.length).order(ByteOrder.LITTLE_ENDIAN).put(row).flip(),
+          LongStream.concat(LongStream.of(1), shape.stream().mapToLong(d -> d)).toArray(),
+          OnnxRuntime.type(type));
+    }
+
+    /** The tensor; the caller closes it. */
+    OnnxTensor open() throws OrtException {
+      return OnnxTensor.createTensor(OnnxRuntime.environment(), ordered(), shape, type);
+    }
+
     private ByteBuffer ordered() {
       return bytes.duplicate().order(bytes.order());
     }
@@ -190,18 +209,10 @@ public final class ExampleTensors {
   public static ExampleTensors ofImages(Images images) {
     ImageInput input = images.input();
     String name = input.name() == null ? ONLY_INPUT : input.name();
-    long[] shape =
-        LongStream.concat(LongStream.of(1), images.shape().stream().mapToLong(d -> d)).toArray();
-    OnnxJavaType type = OnnxRuntime.type(input.type());
     return new ExampleTensors(
         new ComputedList<>(
             images.size(),
-            i -> {
-              byte[] tensor = images.tensor(i);
-              ByteBuffer bytes =
-                  ByteBuffer.allocateDirect(tensor.length).order(ByteOrder.LITTLE_ENDIAN);
-              return Map.of(name, new Value(bytes.put(tensor).flip(), shape, type));
-            }));
+            i -> Map.of(name, Value.of(images.tensor(i), images.shape(), input.type()))));
   }
 
   /** At most so many of them, evenly spread. */
@@ -255,8 +266,7 @@ public final class ExampleTensors {
         throw new InputException("the input " + input + " of an example: " + e.getMessage(), e);
       }
     }
-    return OnnxTensor.createTensor(
-        OnnxRuntime.environment(), fed.ordered(), fed.shape(), fed.type());
+    return fed.open();
   }
 
   /** Whether there is an input {@code attention_mask}. */

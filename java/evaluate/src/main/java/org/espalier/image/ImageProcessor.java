@@ -1,17 +1,11 @@
 package org.espalier.image;
 
-import com.fasterxml.jackson.core.JsonProcessingException;
-import com.fasterxml.jackson.core.StreamReadFeature;
-import com.fasterxml.jackson.databind.DeserializationFeature;
 import com.fasterxml.jackson.databind.JsonNode;
-import com.fasterxml.jackson.databind.json.JsonMapper;
-import java.io.IOException;
 import java.nio.file.Path;
 import java.util.Map;
 import java.util.Set;
 import org.espalier.InputException;
-import org.espalier.format.InputFile;
-import org.espalier.format.JsonReason;
+import org.espalier.format.JsonFile;
 import org.espalier.format.safetensors.Names;
 
 /**
@@ -50,12 +44,6 @@ public final class ImageProcessor {
   /** What torchvision and timm call what is read here, which would be left out. */
   private static final Map<String, String> OTHER_NAMES =
       Map.of("mean", "image_mean", "std", "image_std", "interpolation", "resample");
-
-  private static final JsonMapper JSON =
-      JsonMapper.builder()
-          .enable(StreamReadFeature.STRICT_DUPLICATE_DETECTION)
-          .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
-          .build();
 
   private final Path file;
   private final Size size;
@@ -128,17 +116,11 @@ public final class ImageProcessor {
    * @throws InputException where it is none, or asks for steps that are not known
    */
   public static ImageProcessor read(Path file) {
-    try {
-      JsonNode json = JSON.readTree(InputFile.bytes(file, MOST_BYTES));
-      if (!json.isObject()) {
-        throw new InputException(file + " is not a JSON object");
-      }
-      return new ImageProcessor(file, new Reader(file, json));
-    } catch (JsonProcessingException e) {
-      throw new InputException(file + " is not JSON: " + JsonReason.of(e), e);
-    } catch (IOException e) {
-      throw InputException.of("cannot read " + file, e);
+    JsonNode json = JsonFile.read(file, MOST_BYTES);
+    if (!json.isObject()) {
+      throw new InputException(file + " is not a JSON object");
     }
+    return new ImageProcessor(file, new Reader(file, json));
   }
 
   /** The file that it was read of. */

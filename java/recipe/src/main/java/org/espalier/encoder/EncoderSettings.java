@@ -1,18 +1,14 @@
 package org.espalier.encoder;
 
 import com.fasterxml.jackson.core.JsonProcessingException;
-import com.fasterxml.jackson.core.StreamReadFeature;
-import com.fasterxml.jackson.databind.DeserializationFeature;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.json.JsonMapper;
 import com.fasterxml.jackson.databind.node.ObjectNode;
-import java.io.IOException;
 import java.nio.file.Path;
 import org.espalier.InputException;
 import org.espalier.evaluate.Pooling;
 import org.espalier.evaluate.TextTokenizer;
-import org.espalier.format.InputFile;
-import org.espalier.format.JsonReason;
+import org.espalier.format.JsonFile;
 
 /**
  * How texts or images become features, beside the model and the file that says how they become tensors.
@@ -22,11 +18,7 @@ import org.espalier.format.JsonReason;
 record EncoderSettings(int maxTokens, Pooling pooling) {
   private static final int MOST_BYTES = 10_000;
 
-  private static final JsonMapper JSON =
-      JsonMapper.builder()
-          .enable(StreamReadFeature.STRICT_DUPLICATE_DETECTION)
-          .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
-          .build();
+  private static final JsonMapper JSON = new JsonMapper();
 
   boolean isOfTexts() {
     return maxTokens > 0;
@@ -39,7 +31,7 @@ record EncoderSettings(int maxTokens, Pooling pooling) {
    * @throws InputException if they are none
    */
   static EncoderSettings read(Path file, boolean texts) {
-    JsonNode json = json(file);
+    JsonNode json = JsonFile.read(file, MOST_BYTES);
     if (!texts) {
       if (json.size() != 1 || !json.path("pooling").isTextual()) {
         throw new InputException(file + " holds other settings than pooling, mean or cls");
@@ -70,16 +62,6 @@ record EncoderSettings(int maxTokens, Pooling pooling) {
       return Pooling.parse(json.path("pooling").textValue());
     } catch (InputException e) {
       throw new InputException(file + ": " + e.getMessage(), e);
-    }
-  }
-
-  private static JsonNode json(Path file) {
-    try {
-      return JSON.readTree(InputFile.bytes(file, MOST_BYTES));
-    } catch (JsonProcessingException e) {
-      throw new InputException(file + " is not JSON: " + JsonReason.of(e), e);
-    } catch (IOException e) {
-      throw InputException.of("cannot read " + file, e);
     }
   }
 

@@ -51,9 +51,8 @@ record ImageFolder(List<ExampleLine> examples, List<String> classes) {
               + " beside "
               + folders.get(0).getFileName());
     }
-    List<String> names = folders.stream().map(f -> f.getFileName().toString()).toList();
-    boolean numbers =
-        !classes.containsAll(names) && names.stream().allMatch(name -> name.matches("\\d{1,9}"));
+    List<String> names = names(folders, classes);
+    boolean numbers = names.isEmpty();
     for (Path own : folders) {
       String name = own.getFileName().toString();
       JsonNode label = numbers ? LongNode.valueOf(Long.parseLong(name)) : TextNode.valueOf(name);
@@ -65,7 +64,20 @@ record ImageFolder(List<ExampleLine> examples, List<String> classes) {
       throw new InputException(
           folder + " holds no image, in a folder for each class or without any: " + READ);
     }
-    return new ImageFolder(examples, numbers ? List.of() : names);
+    return new ImageFolder(examples, names);
+  }
+
+  /** The names of the classes alone, as {@link #read} finds them. */
+  static List<String> classes(Path folder, List<String> classes) {
+    return names(list(folder, 1).stream().filter(Files::isDirectory).toList(), classes);
+  }
+
+  /** The names of folders; none where they are numbers, and not what the classes are called. */
+  private static List<String> names(List<Path> folders, List<String> classes) {
+    List<String> names = folders.stream().map(f -> f.getFileName().toString()).toList();
+    boolean numbers =
+        !classes.containsAll(names) && names.stream().allMatch(name -> name.matches("\\d{1,9}"));
+    return numbers ? List.of() : names;
   }
 
   /** What is in a folder, sorted. */

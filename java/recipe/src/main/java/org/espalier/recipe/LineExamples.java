@@ -144,8 +144,7 @@ public record LineExamples(
     if (classes.equals(given)) {
       return null;
     }
-    boolean folders =
-        Files.isDirectory(file) && classes.equals(ImageFolder.read(file, given).classes());
+    boolean folders = Files.isDirectory(file) && classes.equals(ImageFolder.classes(file, given));
     return classes.size()
         + " classes, "
         + (folders

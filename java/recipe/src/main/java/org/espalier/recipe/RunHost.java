@@ -1,14 +1,11 @@
 package org.espalier.recipe;
 
-import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
-import java.util.stream.LongStream;
 import org.espalier.InputException;
 import org.espalier.backend.CpuThreads;
 import org.espalier.backend.Isa;
@@ -243,16 +240,9 @@ final class RunHost implements AutoCloseable {
       List<Examples.Input> inputs, int example) {
     Map<String, ExampleTensors.Value> values = new LinkedHashMap<>();
     for (Examples.Input input : inputs) {
-      byte[] row = input.rows().get(example);
-      long[] shape =
-          LongStream.concat(LongStream.of(1), input.shape(example).stream().mapToLong(d -> d))
-              .toArray();
       values.put(
           input.name() == null ? ExampleTensors.ONLY_INPUT : input.name(),
-          new ExampleTensors.Value(
-              ByteBuffer.allocateDirect(row.length).order(ByteOrder.LITTLE_ENDIAN).put(row).flip(),
-              shape,
-              OnnxRuntime.type(input.type())));
+          ExampleTensors.Value.of(input.rows().get(example), input.shape(example), input.type()));
     }
     return values;
   }

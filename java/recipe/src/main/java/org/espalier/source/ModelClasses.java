@@ -1,15 +1,12 @@
 package org.espalier.source;
 
-import com.fasterxml.jackson.core.JsonProcessingException;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.json.JsonMapper;
-import java.io.IOException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import org.espalier.InputException;
-import org.espalier.format.InputFile;
-import org.espalier.format.JsonReason;
+import org.espalier.format.JsonFile;
 
 /** The names of classes in a model's {@code config.json}. */
 final class ModelClasses {
@@ -25,14 +22,7 @@ final class ModelClasses {
    * @throws InputException where the file is no JSON object
    */
   static List<String> read(Path file) {
-    JsonNode config;
-    try {
-      config = JSON.readTree(InputFile.bytes(file, MOST_BYTES));
-    } catch (JsonProcessingException e) {
-      throw new InputException(file + " is not JSON: " + JsonReason.of(e), e);
-    } catch (IOException e) {
-      throw InputException.of("cannot read " + file, e);
-    }
+    JsonNode config = JsonFile.read(file, MOST_BYTES, JSON);
     JsonNode names = config.path("id2label");
     List<String> classes = new ArrayList<>();
     for (int c = 0; c < names.size(); c++) {

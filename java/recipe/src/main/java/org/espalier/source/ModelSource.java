@@ -223,11 +223,9 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
    */
   public Path imageProcessor(String setting) {
     String name = ImageProcessor.FILE_NAME;
-    if (entry == null && beside(name).getParent().endsWith("onnx")) {
-      Path above = beside(name).getParent().resolveSibling(name);
-      if (!Files.isRegularFile(beside(name)) && Files.isRegularFile(above)) {
-        return above;
-      }
+    Path above = above(name);
+    if (above != null) {
+      return above;
     }
     return companion(
         name,
@@ -250,14 +248,19 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
           ? ModelClasses.read(maven.file(entry.sibling(name)))
           : List.of();
     }
-    Path own = beside(name);
-    Path above = own.getParent().resolveSibling(name);
-    if (Files.isRegularFile(own)) {
-      return ModelClasses.read(own);
+    Path above = above(name);
+    Path file = above != null ? above : beside(name);
+    return Files.isRegularFile(file) ? ModelClasses.read(file) : List.of();
+  }
+
+  /** A file of the folder above one that is called onnx, where none lies beside the model; null where there is none. */
+  private Path above(String name) {
+    if (entry != null || Files.isRegularFile(beside(name))) {
+      return null;
     }
-    return own.getParent().endsWith("onnx") && Files.isRegularFile(above)
-        ? ModelClasses.read(above)
-        : List.of();
+    Path folder = beside(name).getParent();
+    Path above = folder.resolveSibling(name);
+    return folder.endsWith("onnx") && Files.isRegularFile(above) ? above : null;
   }
 
   private Path beside(String name) {
