@@ -13,6 +13,7 @@ import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnxruntime.OrtException;
 import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -277,7 +278,7 @@ report: {each-stage: false}
       assertTrue(page.contains(word), word);
     }
     String shown = Run.of("compress", recipe, "-o", out, "--resume").done().out();
-    assertTrue(shown.contains("AUC of the original") && shown.contains("log loss"), shown);
+    assertTrue(shown.contains("AUC 0.") && shown.contains(", the original 0."), shown);
   }
 
   /** It says what a model with two logits says of which one is 0. */
@@ -305,6 +306,42 @@ report: {each-stage: false}
             "--set",
             "prune.loss={logits: 1}")
         .done();
+  }
+
+  @Test
+  void theExitCodeSaysWhetherRequirementsAreMet() throws Exception {
+    Files.writeString(
+        recipe,
+        TESTED.replace(
+            "report: {",
+            "report: {require: ['accuracy>=reference + 1e-3', size_ratio <= 0.5, auc >= .1], "));
+    examples("test.safetensors", SafetensorsDtype.I64, outside, N);
+    Path out = folder.resolve("out");
+    Run run = Run.of("compress", recipe, "-o", out, "--json");
+    assertEquals(3, run.code(), run.err());
+    assertTrue(run.err().contains("missed: size_ratio <= 0.5, measured "), run.err());
+    assertFalse(run.err().contains("accuracy"), run.err());
+    JsonNode verdicts = new ObjectMapper().readTree(run.out()).path("requirements");
+    assertEquals("accuracy >= reference + 0.001", verdicts.at("/0/requirement").asText());
+    assertEquals(
+        List.of(true, false, true),
+        verdicts.findValues("met").stream().map(JsonNode::asBoolean).toList());
+    assertTrue(verdicts.at("/0/bound").asDouble() < verdicts.at("/0/measured").asDouble());
+    assertEquals(0.5, verdicts.at("/1/bound").asDouble());
+    assertTrue(Files.readString(out.resolve("report.html")).contains("<td>missed</td>"));
+    // What is complete says the same again.
+    assertEquals(3, Run.of("compress", recipe, "-o", out, "--resume").code());
+    // What cannot be measured is told before anything is trained.
+    for (String[] wrong :
+        new String[][] {
+          {"[rmse <= 1]", "rmse is not measured here; measured are cosine_mean, agreement, accuracy"},
+          {"[acuracy >= 1]", "nothing is measured as acuracy; there are 'accuracy'"},
+          {"[accuracy > 0.9]", "«accuracy > 0.9» is no requirement; one is a measure, >= or <=,"},
+        }) {
+      run = Run.of("recipe", "check", recipe, "--set", "report.require=" + wrong[0]);
+      assertEquals(2, run.code(), run.err());
+      assertTrue(run.err().contains("report.require: ") && run.err().contains(wrong[1]), run.err());
+    }
   }
 
   @Test
@@ -563,7 +600,7 @@ report: {each-stage: false}
       assertTrue(page.contains(word), word);
     }
     String shown = Run.of("compress", recipe, "-o", out, "--resume").done().out();
-    assertTrue(shown.contains("RMSE of the original") && shown.contains("R²"), shown);
+    assertTrue(shown.contains("RMSE 0.") && shown.contains("R² 0.9"), shown);
   }
 
   /** The teacher alone, labels alone and both: a good teacher helps where labels are few. */

@@ -7,6 +7,8 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
@@ -171,6 +173,54 @@ class EvaluateTest {
         texts,
         "--tokenizer",
         tokenizer);
+  }
+
+  /** Pruned to nothing a model is as its reference in no way but its size. */
+  @Test
+  void theExitCodeSaysWhetherRequirementsAreMet() throws Exception {
+    ModelProto.Builder two = SmallModels.mlp().toBuilder();
+    String first = two.getGraph().getOutput(0).getName();
+    two.getGraphBuilder()
+        .addNode(SmallModels.line("same Identity x"))
+        .addOutput(SmallModels.value("same", DataType.FLOAT, -1, 8));
+    Path model = Files.write(folder.resolve("m.onnx"), two.build().toByteArray());
+    Path none = folder.resolve("none.onnx");
+    Run.of("prune", model, "-o", none, "--amount", "1").done();
+    StringBuilder lines = new StringBuilder();
+    for (int i = 0; i < 4; i++) {
+      lines.append("{\"features\": [1, 2, 3, 4, -5, ").append(i).append(", 7, 8], \"label\": 1}\n");
+    }
+    Path examples = Files.writeString(folder.resolve("ex.jsonl"), lines);
+    Object[] compared = {"evaluate", model, none, "--json", "--examples", examples};
+    Run met = required(compared, "size_ratio <= 1.1", "accuracy <= reference + 1");
+    assertEquals(0, met.code(), met.err());
+    Run missed = required(compared, "size_ratio <= 1.1", "relative_error <= 0.5");
+    assertEquals(3, missed.code(), missed.err());
+    assertTrue(
+        missed.err().contains("missed: relative_error <= 0.5, measured 1.0"), missed.err());
+    JsonNode verdicts = new ObjectMapper().readTree(missed.out()).path("requirements");
+    assertEquals(3, verdicts.size(), "one for each of the two outputs of " + first);
+    assertEquals(
+        List.of(true, false, true),
+        verdicts.findValues("met").stream().map(JsonNode::asBoolean).toList());
+    for (String[] wrong :
+        new String[][] {
+          {"perplexity <= 3", "perplexity is not measured here"},
+          {"rmse <= 3", "these examples do not say what rmse is"},
+          {"speed >= 2", "nothing is measured as speed; there are 'speedup'"},
+        }) {
+      Run run = required(compared, wrong[0]);
+      assertEquals(2, run.code(), run.err());
+      assertTrue(run.err().contains(wrong[1]), run.err());
+    }
+  }
+
+  private static Run required(Object[] compared, String... requirements) {
+    List<Object> all = new ArrayList<>(List.of(compared));
+    for (String requirement : requirements) {
+      all.addAll(List.of("--require", requirement));
+    }
+    return Run.of(all.toArray());
   }
 
   private Path twoExamples() throws IOException {

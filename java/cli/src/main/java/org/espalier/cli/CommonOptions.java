@@ -5,6 +5,7 @@ import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import com.fasterxml.jackson.databind.SerializationFeature;
 import java.io.PrintWriter;
+import java.util.List;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Spec;
@@ -12,6 +13,9 @@ import picocli.CommandLine.Spec.Target;
 
 /** The options of every command, and where its output goes. */
 final class CommonOptions {
+  /** The exit code of what was done, but misses a requirement. */
+  private static final int MISSED = 3;
+
   @Spec(Target.MIXEE)
   private CommandSpec spec;
 
@@ -52,6 +56,16 @@ final class CommonOptions {
   /** Prints a line for people that is no result. */
   void note(String text) {
     err().println("espalier: " + text);
+  }
+
+  /**
+   * The exit code of a command that is done: 0, or 3 where a requirement is missed, which is told.
+   *
+   * @param missed what the requirements are and what was measured
+   */
+  int exitCode(List<String> missed) {
+    missed.forEach(text -> note("missed: " + text));
+    return missed.isEmpty() ? 0 : MISSED;
   }
 
   /** Prints JSON as the result. */

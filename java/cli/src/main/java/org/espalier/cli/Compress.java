@@ -9,10 +9,10 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
-import java.util.Map;
 import java.util.OptionalInt;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
+import org.espalier.evaluate.Measure;
 import org.espalier.format.Quantity;
 import org.espalier.recipe.Recipe;
 import org.espalier.recipe.RecipeRun;
@@ -47,8 +47,8 @@ import picocli.CommandLine.Parameters;
       "  espalier compress recipe.yaml -o out --resume",
       "",
       "'espalier recipe --help' is about writing recipes.",
-      "Exit codes: 0 done, 1 training broke down (NaN) or espalier failed, 2 bad input, 130"
-          + " stopped.",
+      "Exit codes: 0 done, 1 training broke down (NaN) or espalier failed, 2 bad input, 3 done but"
+          + " a requirement of report.require is missed, 130 stopped.",
     })
 final class Compress implements Callable<Integer> {
   @Mixin private CommonOptions common;
@@ -130,8 +130,7 @@ final class Compress implements Callable<Integer> {
     if (outcome == RecipeRun.Outcome.WAS_COMPLETE) {
       common.note(folder + " holds the complete run already");
     }
-    show(folder);
-    return 0;
+    return show(folder);
   }
 
   private TorchDevice trainingDevice() {
@@ -150,7 +149,8 @@ final class Compress implements Callable<Integer> {
     return Files.exists(folder.resolve("run").resolve("checkpoint"));
   }
 
-  private void show(Path folder) {
+  /** Prints the report; the exit code follows from what it says of requirements. */
+  private int show(Path folder) {
     JsonNode report;
     try {
       report =
@@ -163,9 +163,18 @@ final class Compress implements Callable<Integer> {
     for (JsonNode warning : report.path("warnings")) {
       common.note("warning: " + warning.asText());
     }
+    List<String> missed = new ArrayList<>();
+    for (JsonNode verdict : report.path("requirements")) {
+      if (!verdict.path("met").asBoolean()) {
+        missed.add(
+            verdict.path("requirement").asText()
+                + ", measured "
+                + verdict.path("measured").asText());
+      }
+    }
     if (common.json()) {
       common.print(report);
-      return;
+      return common.exitCode(missed);
     }
     JsonNode fidelity = report.path("fidelity");
     Table table = new Table("", "");
@@ -178,39 +187,24 @@ final class Compress implements Callable<Integer> {
     }
     table.add("size", number(fidelity, "size_ratio", "%.3f of the original"));
     table.add("speed", number(fidelity, "speedup", "%.2fx the original, one thread"));
-    for (Map.Entry<String, String> line :
-        List.of(
-            Map.entry("cosine_mean", "mean cosine %.4f to the original"),
-            Map.entry("neighbour_agreement", "%.3f of nearest neighbours agree"),
-            Map.entry("agreement", "%.4f of answers agree"),
-            Map.entry("perplexity", "perplexity %.4g"),
-            Map.entry("reference_perplexity", "perplexity of the original %.4g"),
-            Map.entry("kl", "divergence %.3g nats from the original"),
-            Map.entry("accuracy", "accuracy %.4f"),
-            Map.entry("reference_accuracy", "accuracy of the original %.4f"),
-            Map.entry("f1", "F1 %.4f"),
-            Map.entry("reference_f1", "F1 of the original %.4f"),
-            Map.entry("entity_f1", "F1 of entities %.4f"),
-            Map.entry("reference_entity_f1", "F1 of entities of the original %.4f"),
-            Map.entry("auc", "AUC %.4f"),
-            Map.entry("reference_auc", "AUC of the original %.4f"),
-            Map.entry("log_loss", "log loss %.4f"),
-            Map.entry("reference_log_loss", "log loss of the original %.4f"),
-            Map.entry("rmse", "RMSE %.4g"),
-            Map.entry("reference_rmse", "RMSE of the original %.4g"),
-            Map.entry("mae", "MAE %.4g"),
-            Map.entry("reference_mae", "MAE of the original %.4g"),
-            Map.entry("r2", "R² %.4f"),
-            Map.entry("reference_r2", "R² of the original %.4f"),
-            Map.entry("cosine", "cosine %.4f to the original"),
-            Map.entry("relative_error", "error %.4f, as a share of the output's norm"))) {
-      if (fidelity.path(line.getKey()).isNumber()) {
-        table.add("answers", number(fidelity, line.getKey(), line.getValue()));
+    for (Measure measure : Measure.values()) {
+      JsonNode number = fidelity.path(measure.key());
+      if (number.isNumber() && !Measure.OF_SAVINGS.contains(measure)) {
+        JsonNode original = fidelity.path(measure.referenceKey());
+        table.add(
+            "answers",
+            measure.heading()
+                + " "
+                + measure.format(number.asDouble())
+                + (original.isNumber()
+                    ? ", the original " + measure.format(original.asDouble())
+                    : ""));
       }
     }
     table.add("report", folder.resolve(RecipeRun.REPORT_HTML).toString());
     table.add("time", Quantity.seconds(report.path("seconds").asDouble()));
     table.print(common.out());
+    return common.exitCode(missed);
   }
 
   private static String number(JsonNode from, String key, String format) {

@@ -17,7 +17,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
 /**
  * The {@code espalier} command.
  *
- * <p>Exit codes: 0 done, 1 a failure of ours, 2 usage or bad input, 130 interrupted.
+ * <p>Exit codes: 0 done, 1 a failure of ours, 2 usage or bad input, 3 done but a requirement is missed, 130 interrupted.
  */
 @Command(
     name = "espalier",
@@ -41,7 +41,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
           + " and their index, or maven:GROUP:ARTIFACT:VERSION!/ENTRY, a file inside an artefact"
           + " that your own Maven resolves.",
       "",
-      "Exit codes: 0 done, 1 a failure of espalier, 2 usage or bad input, 130 interrupted.",
+      "Exit codes: 0 done, 1 a failure of espalier, 2 usage or bad input, 3 done but a requirement"
+          + " is missed, 130 interrupted.",
       "ESPALIER_ISA=scalar|avx2|avx512 and ESPALIER_THREADS=N choose what the kernels run on; the"
           + " results do not depend on them.",
       "",

@@ -3,12 +3,16 @@ package org.espalier.cli;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.EnumSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
+import java.util.Set;
 import java.util.concurrent.Callable;
+import java.util.stream.Collectors;
 import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.evaluate.ExampleFile;
@@ -17,8 +21,11 @@ import org.espalier.evaluate.Fidelity;
 import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.evaluate.LanguageModelEvaluator;
 import org.espalier.evaluate.LanguageModelFidelity;
+import org.espalier.evaluate.Measure;
 import org.espalier.evaluate.ModelPair;
 import org.espalier.evaluate.Pooling;
+import org.espalier.evaluate.Requirement;
+import org.espalier.evaluate.Requirement.Verdict;
 import org.espalier.evaluate.Savings;
 import org.espalier.evaluate.TensorEvaluator;
 import org.espalier.evaluate.TensorFidelity;
@@ -65,13 +72,15 @@ import picocli.CommandLine.Parameters;
       "  espalier evaluate clf.onnx clf-int8.onnx --examples test.jsonl --classes ham,spam",
       "  espalier evaluate ner.onnx ner-int8.onnx --examples test.conll --classes O,B-PER,I-PER",
       "  espalier evaluate gpt2.onnx gpt2-int8.onnx --texts texts.txt --task causal-lm",
+      "  espalier evaluate clf.onnx clf-int8.onnx --examples test.jsonl \\",
+      "    --require 'accuracy >= reference - 0.01' --require 'size_ratio <= 0.3'",
     })
 final class Evaluate implements Callable<Integer> {
   /** What a comparison says of labels; what else it says is said of each output. */
-  private static final List<String> RIGHTNESS =
-      Stream.of("accuracy", "f1", "entity_f1", "auc", "log_loss", "rmse", "mae", "r2")
-          .flatMap(key -> Stream.of(key, "reference_" + key))
-          .toList();
+  private static final Set<String> RIGHTNESS =
+      Measure.BY_LABELS.stream()
+          .flatMap(measure -> Stream.of(measure.key(), measure.referenceKey()))
+          .collect(Collectors.toUnmodifiableSet());
 
   @Mixin private CommonOptions common;
 
@@ -166,21 +175,77 @@ final class Evaluate implements Callable<Integer> {
               + " (BGE). Default: ${DEFAULT-VALUE}.")
   private Pooling pooling;
 
+  @Option(
+      names = "--require",
+      paramLabel = "REQUIREMENT",
+      description =
+          "What CANDIDATE has to keep, else the exit code is 3: a measure as --json names it, >= or"
+              + " <=, and a number or the reference's own: 'cosine_mean >= 0.99', 'size_ratio <="
+              + " 0.3', 'accuracy >= reference - 0.01'. What is measured of each output, each has"
+              + " to keep. Repeatable.")
+  private List<String> require = List.of();
+
   @Override
   public Integer call() {
+    List<Requirement> required = require.stream().map(Requirement::of).toList();
     ModelSource original = onnx(reference);
     ModelSource judged = onnx(candidate);
     Map<String, Object> values =
-        data.examples == null ? compareTexts(original, judged) : compareTensors(original, judged);
+        data.examples == null
+            ? compareTexts(original, judged, required)
+            : compareTensors(original, judged, required);
+    List<Verdict> verdicts = verdicts(required, values);
     if (common.json()) {
       ObjectNode json = JsonNodeFactory.instance.objectNode();
       json.put("reference", original.given()).put("candidate", judged.given());
+      if (!verdicts.isEmpty()) {
+        values.put("requirements", verdicts.stream().map(Verdict::toMap).toList());
+      }
       common.print(json.setAll(Json.of(values)));
     }
-    return 0;
+    return common.exitCode(
+        verdicts.stream().filter(verdict -> !verdict.isMet()).map(Verdict::toString).toList());
   }
 
-  private Map<String, Object> compareTensors(ModelSource original, ModelSource judged) {
+  /** Compares what is required with what was measured. */
+  private static List<Verdict> verdicts(List<Requirement> required, Map<String, Object> values) {
+    List<Verdict> verdicts = new ArrayList<>();
+    for (Requirement requirement : required) {
+      if (values.get("outputs") instanceof List<?> outputs
+          && Measure.OF_OUTPUTS.contains(requirement.measure())) {
+        outputs.forEach(output -> verdicts.add(verdict(requirement, (Map<?, ?>) output)));
+      } else if (Measure.BY_LABELS.contains(requirement.measure())
+          && values.get("labels") instanceof Map<?, ?> byLabels) {
+        verdicts.add(verdict(requirement, byLabels));
+      } else {
+        verdicts.add(verdict(requirement, values));
+      }
+    }
+    return verdicts;
+  }
+
+  private static Verdict verdict(Requirement requirement, Map<?, ?> measured) {
+    String key = requirement.measure().key();
+    if (!measured.containsKey(key)) {
+      throw new InputException(
+          "--require '" + requirement + "': these examples do not say what " + key + " is");
+    }
+    return requirement.verdict(
+        name -> measured.get(name) instanceof Number number ? number.doubleValue() : Double.NaN);
+  }
+
+  private static void check(List<Requirement> required, Set<Measure> measured) {
+    required.forEach(requirement -> requirement.requireAmong(measured));
+  }
+
+  private Map<String, Object> compareTensors(
+      ModelSource original, ModelSource judged, List<Requirement> required) {
+    Set<Measure> measured = EnumSet.copyOf(Measure.OF_OUTPUTS);
+    measured.addAll(Measure.OF_SAVINGS);
+    if (task != Task.NONE) {
+      measured.addAll(Measure.BY_LABELS);
+    }
+    check(required, measured);
     if (task == Task.CAUSAL_LM) {
       throw new InputException("--task causal-lm takes --texts");
     }
@@ -286,15 +351,18 @@ final class Evaluate implements Callable<Integer> {
     return Map.of();
   }
 
-  private Map<String, Object> compareTexts(ModelSource original, ModelSource judged) {
+  private Map<String, Object> compareTexts(
+      ModelSource original, ModelSource judged, List<Requirement> required) {
     if (task == Task.CLASSIFICATION || task == Task.REGRESSION) {
       throw new InputException("--task " + task + " takes --examples with labels");
     }
     List<String> lines = FidelityEvaluator.readTexts(ModelSource.path(data.texts));
     if (task == Task.CAUSAL_LM
         || task == Task.AUTO && LanguageModelEvaluator.isOne(OnnxModel.read(original.path()))) {
+      check(required, Measure.OF_LANGUAGE_MODELS);
       return compareLanguageModels(original, judged, lines);
     }
+    check(required, Measure.OF_EMBEDDINGS);
     Fidelity fidelity;
     try (TextTokenizer open = tokenizer.open(original, common::note);
         Progress progress = new Progress(common.err(), "evaluating")) {

@@ -41,6 +41,9 @@ final class Json {
       list.forEach(inner -> json.add(node(inner)));
       return json;
     }
+    if (value instanceof Boolean flag) {
+      return JsonNodeFactory.instance.booleanNode(flag);
+    }
     return value instanceof Number number
         ? of(number)
         : JsonNodeFactory.instance.textNode((String) value);

@@ -15,6 +15,8 @@ import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.evaluate.ExampleLine;
+import org.espalier.evaluate.Measure;
+import org.espalier.evaluate.Requirement;
 import org.espalier.format.InputFile;
 import org.espalier.train.CompressionPlan;
 import org.espalier.train.Labels;
@@ -37,6 +39,7 @@ import org.espalier.train.Training;
  * @param formats what is written, see {@link RecipeSchema#FORMS}
  * @param title of the report; null for one made of the model's name
  * @param measureStages whether ONNX Runtime measures the model after each stage
+ * @param requirements what the result has to keep
  * @param checkpointSeconds between two checkpoints
  */
 public record Recipe(
@@ -52,6 +55,7 @@ public record Recipe(
     List<String> formats,
     String title,
     boolean measureStages,
+    Requirements requirements,
     double checkpointSeconds) {
   /** Calibration examples where the recipe does not say how many. */
   private static final int CALIBRATION = 256;
@@ -129,6 +133,30 @@ public record Recipe(
       String evaluationExamples,
       Place place) {}
 
+  /**
+   * What the result has to keep.
+   *
+   * @param place where it was written
+   */
+  public record Requirements(List<Requirement> all, Place place) {
+    public Requirements {
+      all = List.copyOf(all);
+    }
+
+    /**
+     * Refuses those of what is not measured.
+     *
+     * @throws InputException with the place in the recipe
+     */
+    void requireAmong(Set<Measure> measured) {
+      try {
+        all.forEach(requirement -> requirement.requireAmong(measured));
+      } catch (InputException e) {
+        throw new InputException(place + ": report.require: " + e.getMessage(), e);
+      }
+    }
+  }
+
   public Recipe {
     overrides = List.copyOf(overrides);
     formats = List.copyOf(formats);
@@ -198,7 +226,20 @@ public record Recipe(
         formats,
         all.group("report").text("title"),
         all.group("report").flag("each-stage"),
+        requirements(all.group("report")),
         all.group("checkpoint").real("every-seconds"));
+  }
+
+  private static Requirements requirements(Settings report) {
+    List<Requirement> all = new ArrayList<>();
+    for (String text : report.texts("require")) {
+      try {
+        all.add(Requirement.of(text));
+      } catch (InputException e) {
+        throw report.wrong("require", e.getMessage());
+      }
+    }
+    return new Requirements(all, report.place("require"));
   }
 
   /** Data are either texts or examples, and so are those that it is measured on. */

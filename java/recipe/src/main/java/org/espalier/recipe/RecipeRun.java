@@ -33,6 +33,7 @@ public final class RecipeRun {
 
   /** How a run ended. */
   public enum Outcome {
+    /** All is written; whether {@code report.require} is kept says {@code requirements} in the report. */
     COMPLETE,
     /** The user asked for it; the checkpoint is written. */
     STOPPED,

@@ -249,7 +249,14 @@ public final class RecipeSchema {
                 "each-stage",
                 new Flag(),
                 "true",
-                "Whether ONNX Runtime measures the model after each stage too.")));
+                "Whether ONNX Runtime measures the model after each stage too."),
+            optional(
+                "require",
+                new ListOf(new Text("a requirement")),
+                "[]",
+                "What the result has to keep, else the exit code of compress is 3: measures as"
+                    + " report.json names them, >= or <=, and a number or the original's own:"
+                    + " [cosine_mean >= 0.99, size_ratio <= 0.3, accuracy >= reference - 0.01].")));
   }
 
   private static Group checkpoint() {

@@ -9,6 +9,8 @@ import java.util.Map;
 import java.util.Optional;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.Slowdown;
+import org.espalier.evaluate.Requirement;
+import org.espalier.evaluate.Requirement.Verdict;
 import org.espalier.image.Thumbnail;
 import org.espalier.train.Compression;
 import org.espalier.train.LayerReport;
@@ -150,6 +152,10 @@ final class ReportBuilder {
     root.set("fidelity", measured);
     slower(recipe, measured.path("speedup").asDouble(Double.NaN))
         .ifPresent(slower -> root.putArray("warnings").add(slower));
+    for (Requirement requirement : recipe.requirements().all()) {
+      Verdict verdict = requirement.verdict(key -> measured.path(key).asDouble(Double.NaN));
+      root.withArray("requirements").add(node(verdict.toMap()));
+    }
     root.set("stages", stages);
     root.set("layers", layers(compression));
     root.set("outputs", outputs);
@@ -309,6 +315,9 @@ final class ReportBuilder {
       ArrayNode array = JSON.arrayNode();
       list.forEach(member -> array.add(json(member)));
       return array;
+    }
+    if (value instanceof Boolean flag) {
+      return JSON.booleanNode(flag);
     }
     return JSON.textNode(String.valueOf(value));
   }

@@ -6,58 +6,26 @@ import static org.espalier.recipe.Html.number;
 import static org.espalier.recipe.Html.seconds;
 
 import com.fasterxml.jackson.databind.JsonNode;
-import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.UncheckedIOException;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
+import java.util.EnumSet;
 import java.util.Iterator;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Set;
+import org.espalier.evaluate.Measure;
 
 /**
  * The report as one HTML file without references to anything outside: style and charts are in it. All that
  * it shows is in the JSON report.
  */
 final class ReportPage {
-  /** What is measured, in the order of columns: JSON key, heading, format, whether it is a text model's. */
-  private enum Measure {
-    COSINE("cosine_mean", "mean cosine", "%.4f"),
-    COSINE_P5("cosine_p5", "5 % below", "%.4f"),
-    COSINE_MIN("cosine_min", "lowest", "%.4f"),
-    SPEARMAN("pair_spearman", "pairs, Spearman", "%.4f"),
-    NEIGHBOURS("neighbour_agreement", "neighbours agree", "%.3f"),
-    AGREEMENT("agreement", "same answer", "%.4f"),
-    PERPLEXITY("perplexity", "perplexity", "%.4g"),
-    DIVERGENCE("kl", "divergence, nats", "%.3g"),
-    ACCURACY("accuracy", "accuracy", "%.4f"),
-    F1("f1", "F1", "%.4f"),
-    ENTITY_F1("entity_f1", "F1 of entities", "%.4f"),
-    AUC("auc", "AUC", "%.4f"),
-    LOG_LOSS("log_loss", "log loss", "%.4f"),
-    RMSE("rmse", "RMSE", "%.4g"),
-    MAE("mae", "MAE", "%.4g"),
-    R2("r2", "R²", "%.4f"),
-    COSINE_OF_ALL("cosine", "cosine", "%.4f"),
-    ERROR("relative_error", "error", "%.4f"),
-    SIZE("size_ratio", "size", "%.3f"),
-    SPEED("speedup", "speed", "%.2fx"),
-    BATCH("batch_cosine_mean", "in a batch of 32", "%.4f");
-
-    final String key;
-    final String heading;
-    final String format;
-
-    Measure(String key, String heading, String format) {
-      this.key = key;
-      this.heading = heading;
-      this.format = format;
-    }
-  }
-
-  private static final JsonNode ZERO = JsonNodeFactory.instance.numberNode(0.0);
+  /** What no column shows: a tile does, or nothing. */
+  private static final Set<Measure> NO_COLUMN = EnumSet.of(Measure.MS, Measure.LARGEST_DIFFERENCE);
 
   private final JsonNode report;
   private final StringBuilder out = new StringBuilder(1 << 16);
@@ -84,6 +52,7 @@ final class ReportPage {
         .append("</p></header>\n");
     tiles();
     warnings();
+    requirements();
     stages();
     fidelity();
     changedAnswers();
@@ -193,6 +162,24 @@ final class ReportPage {
     }
   }
 
+  private void requirements() {
+    if (!report.has("requirements")) {
+      return;
+    }
+    out.append("<h2>Requirements</h2>\n");
+    head("requirement", "measured", "bound", "");
+    for (JsonNode verdict : report.path("requirements")) {
+      boolean met = verdict.path("met").asBoolean();
+      row(
+          !met,
+          verdict.path("requirement").asText(),
+          number(verdict.path("measured"), "%.6g"),
+          number(verdict.path("bound"), "%.6g"),
+          met ? "met" : "missed");
+    }
+    foot();
+  }
+
   private void besideOriginal(String name, JsonNode fidelity, String key, String format) {
     tile(
         name,
@@ -287,24 +274,16 @@ final class ReportPage {
     List<Measure> measures = new ArrayList<>();
     List<String> headings = new ArrayList<>(List.of("model"));
     for (Measure m : Measure.values()) {
-      if (last.has(m.key)) {
+      if (last.has(m.key()) && !NO_COLUMN.contains(m)) {
         measures.add(m);
-        headings.add(m.heading);
+        headings.add(m.heading());
       }
     }
     out.append("<h2>Answers after each stage</h2>\n");
     head(headings.toArray(String[]::new));
     List<String> original = new ArrayList<>(List.of("original, float32"));
     for (Measure m : measures) {
-      JsonNode its = last.path("reference_" + m.key);
-      original.add(
-          its.isMissingNode()
-              ? switch (m) {
-                case BATCH -> "–";
-                case ERROR, DIVERGENCE -> number(ZERO, m.format);
-                default -> String.format(Locale.ROOT, m.format, 1.0);
-              }
-              : number(its, m.format));
+      original.add(m.format(last.path(m.referenceKey()).asDouble(m.ofItself())));
     }
     row(false, original.toArray(String[]::new));
     int left = report.path("stages").size();
@@ -388,7 +367,7 @@ final class ReportPage {
       return;
     }
     List<String> cells = new ArrayList<>(List.of(name));
-    measures.forEach(m -> cells.add(number(numbers.path(m.key), m.format)));
+    measures.forEach(m -> cells.add(m.format(numbers.path(m.key()).asDouble(Double.NaN))));
     row(strong, cells.toArray(String[]::new));
   }
 

@@ -7,13 +7,16 @@ import java.nio.file.Path;
 import java.security.MessageDigest;
 import java.util.ArrayList;
 import java.util.Collections;
+import java.util.EnumSet;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.evaluate.FidelityEvaluator;
+import org.espalier.evaluate.Measure;
 import org.espalier.train.Examples;
 import org.espalier.train.Labels;
 
@@ -68,6 +71,19 @@ record RunData(
     return evaluationTexts != null
         ? host.compare(reference, candidate, evaluationTexts)
         : host.compare(reference, candidate, evaluationExamples, classes);
+  }
+
+  /** What {@link #compare} measures, where the examples define it. */
+  Set<Measure> measures() {
+    if (evaluationTexts != null) {
+      return task() == null ? Measure.OF_EMBEDDINGS : Measure.OF_LANGUAGE_MODELS;
+    }
+    if (labels() != null) {
+      return labels() instanceof Labels.Numbers ? Measure.OF_REGRESSIONS : Measure.OF_CLASSIFIERS;
+    }
+    Set<Measure> measures = EnumSet.copyOf(Measure.OF_OUTPUTS);
+    measures.addAll(Measure.OF_SAVINGS);
+    return measures;
   }
 
   /** What is learned from labels, in the words of {@code data.task}; null where there are none. */

@@ -65,6 +65,7 @@ final class RunInputs {
     boolean missing = onnx != null && MissingValues.areKnownTo(onnx);
     long classes = onnx == null ? 0 : LineExamples.classesOf(onnx);
     data = RunData.of(recipe, host, asked(onnx), missing, classes);
+    recipe.requirements().requireAmong(data.measures());
     model = onnx == null ? read(modelFile) : onnx;
   }
 
