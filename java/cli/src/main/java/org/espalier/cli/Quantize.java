@@ -180,6 +180,15 @@ final class Quantize implements Callable<Integer> {
   private String block;
 
   @Option(
+      names = "--size",
+      paramLabel = "SHARE",
+      description =
+          "In onnx-int4 the share of MODEL's bytes that OUT may take: the weights whose 4 bits"
+              + " change the outputs of some calibration examples most have 8 bits, as many as fit"
+              + " (ONNX Runtime 1.23 or newer). Default: all have 4.")
+  private Double size;
+
+  @Option(
       names = "--asymmetric",
       description =
           "Zero points beside the scales of compressed-tensors-int4: closer to the original, for"
@@ -250,6 +259,12 @@ final class Quantize implements Callable<Integer> {
     if (asymmetric && form != Target.COMPRESSED_TENSORS_INT4) {
       throw new InputException("--asymmetric is for --to compressed-tensors-int4");
     }
+    if (size != null && form != Target.ONNX_INT4) {
+      throw new InputException("--size is for --to onnx-int4");
+    }
+    if (size != null && !(size > 0 && size < 1)) {
+      throw new InputException("--size " + size + "; above 0 and below 1 is right");
+    }
     if (reduceRange && form.hasBlocks()) {
       throw new InputException("--reduce-range is for --to onnx-dynamic and onnx-qdq");
     }
@@ -310,18 +325,20 @@ final class Quantize implements Callable<Integer> {
             + to);
   }
 
-  /** Only what runs examples that are tensors looks at outputs. */
+  /** Only --size and what runs examples that are tensors look at outputs. */
   private void rejectUnseenOutputs() {
-    if (outputs.given() && !calibration.ofTensors()) {
+    if (outputs.given() && !calibration.ofTensors() && size == null) {
       throw new InputException(
-          "--outputs is for models that are calibrated on tensors: --calibration with a"
-              + " .safetensors file, or a .jsonl file of numbers");
+          "--outputs is for --size and for models that are calibrated on tensors: --calibration"
+              + " with a .safetensors file, or a .jsonl file of numbers");
     }
   }
 
   private void quantizeOnnx(ModelSource source, Path target, Target form, Clipping clipping) {
     long begin = System.nanoTime();
-    if (!reduceRange && form != Target.ONNX_INT4 && Int8Saturation.onThisMachine()) {
+    if (!reduceRange
+        && (form != Target.ONNX_INT4 || size != null)
+        && Int8Saturation.onThisMachine()) {
       common.note(
           form.hasBlocks()
               ? "warning: this processor lacks VNNI, where 8-bit products of ONNX Runtime may"
@@ -369,6 +386,7 @@ final class Quantize implements Callable<Integer> {
     outOfReach.ifPresent(common::note);
     report(
         done.names(),
+        done.wide(),
         done.skipped(),
         FileTree.bytes(onnx.files()),
         FileTree.bytes(written),
@@ -380,6 +398,7 @@ final class Quantize implements Callable<Integer> {
    * What became of an ONNX model.
    *
    * @param names the weights that are quantized
+   * @param wide those that --size gives 8 bits
    * @param skipped the weights that stay float, with the reason
    * @param imprecise the operators of two images that stay float
    * @param examples that it was calibrated with
@@ -387,6 +406,7 @@ final class Quantize implements Callable<Integer> {
    */
   private record Quantized(
       List<String> names,
+      List<String> wide,
       Map<String, String> skipped,
       Set<String> imprecise,
       Optional<ActivationSource> examples,
@@ -412,11 +432,19 @@ final class Quantize implements Callable<Integer> {
         calibration.dynamic(onnx, source, tokenizer, common::note, progress);
     quantizer.tell(progress::update);
     examples.ifPresent(quantizer::calibrate);
+    List<String> wide =
+        quantizer instanceof BlockQuantizer blocks && size != null
+            ? blocks.widen(
+                examples.orElseThrow(
+                    () -> new InputException("--size needs what '--calibration none' leaves out")),
+                judged,
+                (long) (size * FileTree.bytes(onnx.files())))
+            : List.of();
     Optional<OutputError> error = error(source, onnx, judged);
     List<String> names = quantizer.quantized();
     Map<String, String> skipped = new TreeMap<>(quantizer.skipped());
     quantizer.apply();
-    return new Quantized(names, skipped, Set.of(), examples, error);
+    return new Quantized(names, wide, skipped, Set.of(), examples, error);
   }
 
   private Quantized quantizeStatic(
@@ -447,7 +475,7 @@ final class Quantize implements Callable<Integer> {
     Set<String> imprecise = error.map(quantizer::leaveImprecise).orElse(Set.of());
     List<String> names = quantizer.quantized();
     quantizer.apply(quantizer.ranges());
-    return new Quantized(names, skipped, imprecise, Optional.of(examples), error);
+    return new Quantized(names, List.of(), skipped, imprecise, Optional.of(examples), error);
   }
 
   /** The error that what becomes of a model has to it as it is now, on a few examples that are tensors. */
@@ -559,6 +587,7 @@ final class Quantize implements Callable<Integer> {
     }
     report(
         result.tensors(),
+        List.of(),
         left,
         result.inputBytes(),
         result.outputBytes(),
@@ -568,6 +597,7 @@ final class Quantize implements Callable<Integer> {
 
   private void report(
       List<String> quantized,
+      List<String> wide,
       Map<String, String> skipped,
       long inputBytes,
       long outputBytes,
@@ -584,6 +614,9 @@ final class Quantize implements Callable<Integer> {
       }
       ArrayNode list = json.putArray("quantized");
       quantized.forEach(list::add);
+      if (size != null) {
+        wide.forEach(json.putArray("of_8_bits")::add);
+      }
       ObjectNode left = json.putObject("float");
       skipped.forEach(left::put);
       common.print(json);
@@ -591,6 +624,9 @@ final class Quantize implements Callable<Integer> {
     }
     Table table = new Table("", "");
     table.add("quantized", quantized.size() + " tensors to " + to);
+    if (size != null) {
+      table.add("8 bits", wide.size() + " of them, whose 4 bits would cost most");
+    }
     table.add("float", skipped.size() + " that could have been");
     table.add("size", Format.sizes(outputBytes, inputBytes));
     if (!Double.isNaN(speedup)) {

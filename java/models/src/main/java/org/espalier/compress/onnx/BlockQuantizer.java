@@ -5,15 +5,20 @@ import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collection;
+import java.util.Comparator;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.function.Function;
 import java.util.function.Predicate;
 import org.espalier.InputException;
 import org.espalier.compress.Progress.Phase;
 import org.espalier.compress.onnx.ProductSite.Product;
+import org.espalier.format.Quantity;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.InnerGraphs;
@@ -39,6 +44,9 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
   private static final long OPSET = 11;
 
   private static final String DOMAIN = "com.microsoft";
+
+  /** What 4 bits cost is measured on so many examples. */
+  private static final int MEASURED = 16;
 
   /** ONNX Runtime's number for activations of 8 bits. */
   private static final int INT8_ACTIVATIONS = 4;
@@ -101,6 +109,9 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
   private final Map<String, String> tables = new LinkedHashMap<>();
 
   private final Map<Product, Fitted> fitted = new HashMap<>();
+
+  /** What has 8 bits where all else has 4: products, and the constants of tables. */
+  private final Set<Object> wide = new HashSet<>();
 
   /** Tables of blocks whose scales were trained, by their constants. */
   private final Map<String, BlockWeights> trainedBlocks = new HashMap<>();
@@ -165,6 +176,10 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
         .forEach((lookUp, weight) -> tables.put(lookUp, weight.name()));
   }
 
+  private int bits(Object productOrTable) {
+    return wide.contains(productOrTable) ? 8 : options.bits();
+  }
+
   @Override
   public List<String> quantized() {
     return ProductSite.names(tables.values().stream(), sites);
@@ -174,7 +189,11 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
   public void calibrate(ActivationSource source) {
     use.check();
     FiniteConstants.requireWeights(model);
-    List<ProductSite> seen = sites.stream().filter(s -> !s.inner && !s.products.isEmpty()).toList();
+    calibrate(source, sites);
+  }
+
+  private void calibrate(ActivationSource source, List<ProductSite> some) {
+    List<ProductSite> seen = some.stream().filter(s -> !s.inner && !s.products.isEmpty()).toList();
     int done = 0;
     try {
       for (List<ProductSite> part :
@@ -204,16 +223,106 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     Arrays.setAll(means, x::mean);
     CompensatedRounding rounding = new CompensatedRounding(moments);
     int block = options.block();
-    WeightGrid grid = WeightGrid.blocks(options.bits(), block, 0);
     for (Product p : s.products) {
+      int bits = bits(p);
+      WeightGrid grid = WeightGrid.blocks(bits, block, 0);
       float[] w = p.matrix(model);
-      float[] scales = BlockWeights.scales(options.bits(), w, p.columns, block, importance);
+      float[] scales = BlockWeights.scales(bits, w, p.columns, block, importance);
       byte[] integers = rounding.round(w, p.columns, scales, block, grid.least(), grid.largest());
-      BlockWeights weights =
-          new BlockWeights(options.bits(), p.rows, p.columns, block, scales, integers);
+      BlockWeights weights = new BlockWeights(bits, p.rows, p.columns, block, scales, integers);
       double[] meanError = ProductFitting.meanError(w, p.columns, scales, block, integers, means);
       fitted.put(p, new Fitted(weights, meanError));
     }
+  }
+
+  /**
+   * Weights that have 8 bits or 4 together: products of one activation, or a table.
+   *
+   * @param members products, or the constant of a table
+   * @param bytes that 8 bits take more
+   */
+  private record Group(List<?> members, List<String> names, long bytes) {}
+
+  /**
+   * Gives weights 8 bits in place of 4 whose 4 bits change the outputs most for the bytes, as many as fit. What each
+   * group of weights that multiply one activation, and each table, costs alone is measured on some of the examples;
+   * the squares of errors count as if they added up. Those of 8 bits are fitted anew.
+   *
+   * @param source what it was calibrated with
+   * @param outputs that count, of the model's {@linkplain Answers#comparable comparable} ones
+   * @param most bytes that the model may take
+   * @return the names of the weights that have 8 bits
+   * @throws InputException where 4 bits take more bytes already
+   * @throws IllegalStateException after {@link #apply}
+   */
+  public List<String> widen(ActivationSource source, Collection<String> outputs, long most) {
+    use.check();
+    long left = most - bytes(quantizedCopy(same -> {}));
+    if (left < 0) {
+      throw new InputException(
+          "weights of 4 bits make a model of "
+              + Quantity.bytes(most - left)
+              + ", more than the "
+              + Quantity.bytes(most)
+              + " that it may take; a larger block takes less");
+    }
+    List<Group> groups = groups();
+    OutputError error = new OutputError(model, outputs, source.some(MEASURED));
+    Map<Group, Double> gains = new HashMap<>();
+    for (Group group : groups) {
+      progress.at(Phase.MEASURE, gains.size(), groups.size());
+      gains.put(group, Math.pow(error.of(rounded(group)), 2) / group.bytes());
+    }
+    List<String> names = new ArrayList<>();
+    List<ProductSite> again = new ArrayList<>();
+    groups.sort(Comparator.comparingDouble((Group group) -> -gains.get(group)));
+    for (Group group : groups) {
+      if (group.bytes() <= left && gains.get(group) > 0) {
+        left -= group.bytes();
+        wide.addAll(group.members());
+        names.addAll(group.names());
+        sites.stream().filter(s -> group.members().containsAll(s.products)).forEach(again::add);
+      }
+    }
+    calibrate(source, again);
+    return names;
+  }
+
+  private List<Group> groups() {
+    List<Group> groups = new ArrayList<>();
+    int block = options.block();
+    for (ProductSite s : sites) {
+      if (!s.products.isEmpty()) {
+        long bytes =
+            s.products.stream()
+                .mapToLong(p -> (long) p.columns * ((p.rows + block - 1) / block) * block / 2)
+                .sum();
+        groups.add(new Group(s.products, s.products.stream().map(p -> p.name).toList(), bytes));
+      }
+    }
+    tableNames()
+        .forEach(
+            (value, name) -> {
+              if (hasBlocks(value)) {
+                long[] dims = model.constant(value).dims();
+                groups.add(new Group(List.of(value), List.of(name), dims[0] * dims[1] / 2));
+              }
+            });
+    return groups;
+  }
+
+  /** The model with the weights of a group alone quantized. */
+  private OnnxModel rounded(Group group) {
+    OnnxModel copy = model.copy();
+    new Rewriting(copy, fitted::get, group.members()::contains).run();
+    RuntimeForm.removeUnused(copy);
+    return copy;
+  }
+
+  private static long bytes(OnnxModel model) {
+    OnnxModel.Parts parts = model.toParts(tensor -> true);
+    return parts.message().remaining()
+        + parts.tensors().stream().mapToLong(OnnxInitializer::byteLength).sum();
   }
 
   @Override
@@ -287,7 +396,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
   private BlockWeights nearestTable(OnnxModel from, String name, String value) {
     int rows = Math.toIntExact(from.constant(value).dims()[0]);
     float[] w = ProductSite.matrix(from, name, value, List.of(1, 0));
-    return BlockWeights.nearest(options.bits(), w, rows, options.block());
+    return BlockWeights.nearest(bits(value), w, rows, options.block());
   }
 
   @Override
@@ -303,7 +412,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
               p.output,
               producers.get(p.output).getInput(0),
               p.value,
-              WeightGrid.blocks(options.bits(), options.block(), 0),
+              WeightGrid.blocks(bits(p), options.block(), 0),
               f.weights().integers(),
               f.weights().scales()));
     }
@@ -311,7 +420,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
   }
 
   private BlockWeights nearest(OnnxModel from, Product p) {
-    return BlockWeights.nearest(options.bits(), p.matrix(from), p.columns, options.block());
+    return BlockWeights.nearest(bits(p), p.matrix(from), p.columns, options.block());
   }
 
   @Override
@@ -326,7 +435,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
                 return;
               }
               BlockWeights w = nearestTable(model, name, value);
-              WeightGrid grid = WeightGrid.blocks(options.bits(), options.block(), 1);
+              WeightGrid grid = WeightGrid.blocks(bits(value), options.block(), 1);
               result.add(
                   new QuantizedTable(name, value, grid, w.columnIntegers(), w.columnScales()));
             });
@@ -338,7 +447,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     Product p = ProductSite.product(sites, output);
     BlockWeights w =
         new BlockWeights(
-            options.bits(), p.rows, p.columns, options.block(), scales.clone(), integers.clone());
+            bits(p), p.rows, p.columns, options.block(), scales.clone(), integers.clone());
     fitted.put(p, new Fitted(w, null));
   }
 
@@ -347,7 +456,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     if (tableNames().containsKey(table) && hasBlocks(table)) {
       int width = Math.toIntExact(model.constant(table).dims()[1]);
       trainedBlocks.put(
-          table, BlockWeights.ofColumns(options.bits(), width, options.block(), scales, integers));
+          table, BlockWeights.ofColumns(bits(table), width, options.block(), scales, integers));
     } else {
       super.setTable(table, integers, scales);
     }
@@ -362,7 +471,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
   void writeNodes(OnnxModel target) {
     // In the model itself each is stored once; those of a large one take memory.
     Function<Product, Fitted> found = target == model ? fitted::remove : fitted::get;
-    new Rewriting(target, found).run();
+    new Rewriting(target, found, all -> true).run();
   }
 
   /** One pass over the nodes that emits the new ones. */
@@ -374,6 +483,9 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     /** Gives what was found for a product, or null. */
     private final Function<Product, Fitted> found;
 
+    /** Which products and constants of tables are quantized. */
+    private final Predicate<Object> chosen;
+
     private final Map<String, Product> products = new HashMap<>();
     private final Map<String, double[]> biasChanges = new HashMap<>();
 
@@ -383,16 +495,17 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     /** Integers [rows, bytes] and scales [rows, blocks] of tables, by the constants that they were. */
     private final Map<String, StoredWeights> stored = new HashMap<>();
 
-    Rewriting(OnnxModel model, Function<Product, Fitted> found) {
+    Rewriting(OnnxModel model, Function<Product, Fitted> found, Predicate<Object> chosen) {
       this.model = model;
       this.names = model.names();
       this.embeddings = new EmbeddingTables(model, names, trainedTables);
       this.found = found;
+      this.chosen = chosen;
     }
 
     void run() {
       for (ProductSite s : sites) {
-        for (Product p : s.products) {
+        for (Product p : s.products.stream().filter(chosen).toList()) {
           products.put(p.output, p);
           Fitted f = fitted.get(p);
           if (f != null && f.meanError() != null && p.biasAdd != null) {
@@ -410,13 +523,14 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
       List<NodeProto> out = new ArrayList<>();
       for (NodeProto n : nodes) {
         String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-        if (tied.contains(output)) {
-          out.add(lookUp(n, shared(tied.product(output))));
-        } else if (tables.containsKey(output)) {
+        if (tied.contains(output) && chosen.test(tied.product(output))) {
+          Product p = tied.product(output);
+          out.add(lookUp(n, shared(p), bits(p)));
+        } else if (tables.containsKey(output) && chosen.test(n.getInput(0))) {
           String name = tables.get(output);
           String value = n.getInput(0);
           if (hasBlocks(value)) {
-            out.add(lookUp(n, table(name, value)));
+            out.add(lookUp(n, table(name, value), bits(value)));
           } else {
             out.addAll(embeddings.lookUp(n, name));
           }
@@ -445,7 +559,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
           });
     }
 
-    private NodeProto lookUp(NodeProto n, StoredWeights table) {
+    private NodeProto lookUp(NodeProto n, StoredWeights table, int bits) {
       NodeProto.Builder lookUp =
           n.toBuilder()
               .setOpType("GatherBlockQuantized")
@@ -457,9 +571,9 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
               .addAttribute(Attributes.attribute("quantize_axis", 1))
               .addAttribute(Attributes.attribute("block_size", options.block()));
       // Its default is 4, and older runtimes know nothing else.
-      return options.bits() == 4
+      return bits == 4
           ? lookUp.build()
-          : lookUp.addAttribute(Attributes.attribute("bits", options.bits())).build();
+          : lookUp.addAttribute(Attributes.attribute("bits", bits)).build();
     }
 
     /** The integers of a product that are looked up in too, as the rows of a table. */
@@ -474,15 +588,14 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
         long blocks = p.rows / options.block();
         weights =
             new StoredWeights(
-                reshaped(
-                    table.integers(), out, p.columns, blocks, options.block() * options.bits() / 8),
+                reshaped(table.integers(), out, p.columns, blocks, options.block() * bits(p) / 8),
                 reshaped(table.scales(), out, p.columns * blocks));
       } else if (fitted.containsKey(p)) {
         weights = store(p.value, weights(p), false);
       } else {
         weights =
             plain.computeIfAbsent(
-                List.of(p.value, p.axes), key -> store(p.value, weights(p), false));
+                List.of(p.value, p.axes, bits(p)), key -> store(p.value, weights(p), false));
       }
       out.add(
           n.toBuilder()
@@ -495,7 +608,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
               .clearAttribute()
               .addAttribute(Attributes.attribute("K", p.rows))
               .addAttribute(Attributes.attribute("N", p.columns))
-              .addAttribute(Attributes.attribute("bits", options.bits()))
+              .addAttribute(Attributes.attribute("bits", bits(p)))
               .addAttribute(Attributes.attribute("block_size", options.block()))
               .addAttribute(Attributes.attribute("accuracy_level", INT8_ACTIVATIONS))
               .build());
