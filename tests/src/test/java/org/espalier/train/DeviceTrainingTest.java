@@ -50,7 +50,7 @@ class DeviceTrainingTest {
       CompressionPlan plan, Compression.Job job, TorchDevice device, long stopAfter)
       throws IOException {
     ByteArrayOutputStream saved = new ByteArrayOutputStream();
-    try (OnnxCompression c = new OnnxCompression(plan, job, device)) {
+    try (OnnxCompression c = new OnnxCompression(plan, job, TrainedForm.of(job.model()), device)) {
       boolean complete =
           c.run(
               new TrainingListener() {
@@ -66,7 +66,7 @@ class DeviceTrainingTest {
       }
       c.save(saved);
     }
-    try (OnnxCompression c = new OnnxCompression(plan, job, device)) {
+    try (OnnxCompression c = new OnnxCompression(plan, job, TrainedForm.of(job.model()), device)) {
       c.restore(new ByteArrayInputStream(saved.toByteArray()));
       assertTrue(c.run(SILENT));
       return bytes(c.export());

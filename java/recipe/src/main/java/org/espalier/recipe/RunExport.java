@@ -22,6 +22,9 @@ final class RunExport {
   private final RunFolder folder;
   private final Compression compression;
 
+  /** Whether the model was int8 before. */
+  private final boolean wasInt8;
+
   /** What weights are: int8, int4, or null for floats. */
   private final String grid;
 
@@ -43,7 +46,8 @@ final class RunExport {
             .filter(Stage.Quantize.class::isInstance)
             .map(stage -> ((Stage.Quantize) stage).quantization())
             .toList();
-    grid = quantized.isEmpty() ? null : quantized.get(0).form().weights();
+    wasInt8 = compression.form().isInt8();
+    grid = wasInt8 ? "int8" : quantized.isEmpty() ? null : quantized.get(0).form().weights();
     fitted = quantized.stream().anyMatch(Quantization::fit);
   }
 
@@ -70,7 +74,8 @@ final class RunExport {
         case "onnx-float" ->
             add(
                 dense.write(folder.resolve("model-float.onnx"), inputs.modelFile),
-                "its weights before rounding, as a float32 model");
+                "its weights before rounding, as a float32 model"
+                    + (wasInt8 ? roundedActivations(dense) : ""));
         case "safetensors" -> writeSafetensors(dense);
         case "compressed-tensors" -> writeCompressedTensors(dense, exported);
         case "torchscript" -> writeTorchScript();
@@ -115,7 +120,15 @@ final class RunExport {
         List.of(file),
         grid == null
             ? "TorchScript module"
-            : "TorchScript module, float32 weights rounded to their grids, activations float32");
+            : "TorchScript module, float32 weights rounded to their grids, activations "
+                + (wasInt8 ? "rounded as in the int8 model" : "float32"));
+  }
+
+  /** What to say of a model of floats in which ranges of activations are fixed, so that it clips them as the int8 model does. */
+  private static String roundedActivations(OnnxModel dense) {
+    return dense.allNodes().stream().anyMatch(n -> n.getOpType().equals("QuantizeLinear"))
+        ? ", activations rounded as in the int8 model"
+        : "";
   }
 
   /**

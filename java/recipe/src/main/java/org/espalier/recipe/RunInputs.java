@@ -27,6 +27,7 @@ import org.espalier.train.Compression;
 import org.espalier.train.Examples;
 import org.espalier.train.OnnxCompression;
 import org.espalier.train.Stage;
+import org.espalier.train.TrainedForm;
 
 /** The models and data that a recipe names, and what trains them. */
 final class RunInputs {
@@ -101,7 +102,8 @@ final class RunInputs {
    */
   Compression compression(Path cache, TorchDevice device, boolean begins) {
     Compression.Job job = job(cache);
-    OnnxModel trained = OnnxCompression.trainable(job.model());
+    TrainedForm form = TrainedForm.of(job.model());
+    OnnxModel trained = form.floats();
     List<String> weights = OnnxWeights.of(trained).stream().map(OnnxWeight::name).toList();
     for (Stage stage : recipe.stages().stages()) {
       if (stage instanceof Stage.Prune p && p.pruning().include() instanceof NameGlobs globs) {
@@ -113,7 +115,10 @@ final class RunInputs {
     }
     OnnxCompression compression =
         new OnnxCompression(
-            recipe.isForTexts() ? recipe.stages() : recipe.stagesFor(data.labels()), job, device);
+            recipe.isForTexts() ? recipe.stages() : recipe.stagesFor(data.labels()),
+            job,
+            form,
+            device);
     try {
       if (data.evaluationExamples() != null) {
         compression.checkMeasured(data.evaluationExamples());
@@ -125,6 +130,7 @@ final class RunInputs {
         checkComparable();
         noteInnerWeights(trained);
         noteUnseenWeights(trained);
+        form.resting().forEach(host::note);
       }
     } catch (InputException e) {
       compression.close();

@@ -40,9 +40,14 @@ final class BreakdownCheck {
   private static final int BATCH = 32;
 
   private final Compression.Job job;
+  private final TrainedForm form;
 
-  BreakdownCheck(Compression.Job job) {
+  /**
+   * @param form of the job's model
+   */
+  BreakdownCheck(Compression.Job job, TrainedForm form) {
     this.job = job;
+    this.form = form;
   }
 
   /**
@@ -53,7 +58,7 @@ final class BreakdownCheck {
    *     multiplied with values of examples that are beyond {@link #UNSCALED}
    */
   void run(int[] indices) {
-    OnnxModel trained = OnnxCompression.trainable(job.model());
+    OnnxModel trained = form.floats();
     checkOutputs(trained, indices);
     if (job.training() instanceof Examples.Labelled rows) {
       checkScale(trained, rows);

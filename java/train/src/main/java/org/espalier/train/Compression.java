@@ -108,18 +108,24 @@ public interface Compression extends AutoCloseable {
   /** What became of the weights, in the order of the model. */
   List<LayerReport> layers();
 
-  /** The model with its present float weights, pruned ones 0; quantization is not in it. */
+  /** The model as it is given, as training sees it. */
+  TrainedForm form();
+
+  /**
+   * The model with its present float weights, pruned ones 0; quantization is not in it. Of a model that is int8 as it is
+   * given, activations are rounded where it fixes their ranges, which may clip them.
+   */
   OnnxModel floatModel();
 
   /**
    * The model with the float weights that forward reads now: pruned ones 0, quantized ones rounded to their
-   * grids. Activations stay float.
+   * grids. Activations stay float, but of a model that is int8 as it is given, which rounds them as it did.
    */
   OnnxModel roundedModel();
 
   /**
    * The model that runs: where a stage quantized, with the integers, scales and ranges that training
-   * saw; else {@link #floatModel}.
+   * saw; of a model that is int8 as it is given, that model with other integers and floats; else {@link #floatModel}.
    */
   OnnxModel export();
 

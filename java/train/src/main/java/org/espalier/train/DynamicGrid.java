@@ -9,7 +9,7 @@ import org.espalier.torch.TorchDevice;
 
 /**
  * With DynamicQuantizeLinear (ONNX) every run finds its own step, so in training each example gets the one
- * that it would get alone:
+ * that it would get alone, where the first axis of an activation counts them; else it is that of the batch:
  *
  * <pre>
  *   scale = (max(0, max x) − min(0, min x)) / 255,  zero = rint(clamp(−min / scale, 0, 255))
@@ -41,37 +41,43 @@ final class DynamicGrid implements ActivationSimulation.Grid {
 
   @Override
   public Tensor quantize(String activation, Tensor x, Batch batch) {
-    long[] shape = x.shape();
-    if (shape[0] != batch.size()) {
-      throw new IllegalStateException(
-          "an activation has " + shape[0] + " rows in a batch of " + batch.size());
-    }
+    boolean byExample = x.dim() > 0 && x.size(0) == batch.size();
     Tensor source = x.contiguous();
     // Zero is in every range, so zeroed padding leaves the range of the example alone.
     Tensor y;
     Tensor from = source;
     if (batch.pads(source)) {
-      y = source.mul(batch.mask());
+      y = source.mul(device.place(batch.mask()));
       from = y;
     } else {
       // Autograd's identity, in memory of its own: a copy would be read and written once more.
       y = source.alias();
       y.set_data(torch.empty_like(source));
     }
-    makeRoom(shape[0], y.numel());
+    long ranges = byExample ? batch.size() : 1;
+    makeRoom(ranges, y.numel());
     // Nothing in the graph has kept y yet, so writing to it is what its later readers see.
     quantizing.run(
         FakeQuantize.Job.fake(
-            device.view(from), device.view(y), gate.bytes(), scales.floats(), zeroPoints.ints()));
+            device.view(rows(from, ranges)),
+            device.view(rows(y, ranges)),
+            gate.bytes(),
+            scales.floats(),
+            zeroPoints.ints()));
     return allPass(y.numel()) ? y : gated(source, y);
   }
 
-  private void makeRoom(long examples, long elements) {
-    if (scales.elements() < examples) {
+  /** The same memory with a row for each range. */
+  private static Tensor rows(Tensor x, long ranges) {
+    return x.view(ranges, x.numel() / ranges);
+  }
+
+  private void makeRoom(long ranges, long elements) {
+    if (scales.elements() < ranges) {
       scales.close();
       zeroPoints.close();
-      scales = TrainingBuffer.zeros(device, examples);
-      zeroPoints = TrainingBuffer.zeros(device, examples);
+      scales = TrainingBuffer.zeros(device, ranges);
+      zeroPoints = TrainingBuffer.zeros(device, ranges);
     }
     long words = (elements + 63) / 64 * 2;
     if (gate.elements() < words) {

@@ -11,6 +11,7 @@ import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.IntPointer;
 import org.bytedeco.pytorch.Tensor;
+import org.espalier.compress.onnx.IntegerEnds;
 import org.espalier.compress.onnx.WeightGrid;
 import org.espalier.op.FakeQuantize;
 import org.espalier.op.ScaleGradients;
@@ -50,6 +51,9 @@ final class LatentWeights implements QuantizedWeight {
   /** Writes working weights and gate. */
   private final FakeQuantize.Batch rounding;
 
+  /** Room for the bits of the gate. */
+  private final long[] words;
+
   /**
    * What one job of a kernel goes through.
    *
@@ -79,7 +83,8 @@ final class LatentWeights implements QuantizedWeight {
     shape = working.tensor().shape();
     latent = TrainingBuffer.zeros(device, shape);
     scales = TrainingBuffer.zeros(device, given.length);
-    gate = TrainingBuffer.bits(device, integers.length);
+    words = new long[(integers.length + Long.SIZE - 1) / Long.SIZE];
+    gate = TrainingBuffer.zeros(device, 2L * words.length);
     zeroPoints = grid.block() > 0 ? TrainingBuffer.zeros(device, given.length) : null;
     endGradients = learn ? TrainingBuffer.zeros(device, given.length) : null;
     ends = learn ? TrainingBuffer.zeros(device, given.length) : null;
@@ -271,6 +276,19 @@ final class LatentWeights implements QuantizedWeight {
   @Override
   public void renew() {
     device.run(rounding);
+  }
+
+  /** Brings weights that a step has moved beyond the ends of the grid back to them: see {@link IntegerEnds#bringBack}. */
+  void bringBack() {
+    int elements = Math.toIntExact(latent.elements());
+    gate.get(words);
+    if (IntegerEnds.allPass(words, elements)) {
+      return;
+    }
+    IntegerEnds ends = new IntegerEnds(grid.least(), grid.largest());
+    IntegerEnds.Steps steps = IntegerEnds.Steps.along(grid.axis(), scales.values(), elements);
+    latent.change(values -> ends.bringBack(words, values, steps));
+    gate.setBits();
   }
 
   @Override

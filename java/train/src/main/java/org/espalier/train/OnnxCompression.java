@@ -14,11 +14,7 @@ import java.util.Objects;
 import java.util.stream.IntStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.espalier.InputException;
-import org.espalier.compress.onnx.OpsetUpgrade;
-import org.espalier.format.onnx.ActiveDropout;
-import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.ModelStream;
-import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.op.StepResult;
 import org.espalier.torch.TorchDevice;
@@ -28,13 +24,11 @@ import org.espalier.train.TrainingListener.Validation;
 
 /** The compression of an ONNX model. */
 public final class OnnxCompression implements Compression {
-  /** The oldest operator set that is trained; older ones are raised. */
-  private static final int OLDEST_OPSET = 11;
-
   private final CompressionPlan plan;
   private final Job job;
   private final List<StageReport> reports = new ArrayList<>();
   private final byte[] modelDigest;
+  private final TrainedForm form;
 
   private final Passes passes;
   private final PlanCheck check;
@@ -122,50 +116,34 @@ public final class OnnxCompression implements Compression {
 
   /** Prepares a plan that runs on the CPU. */
   public OnnxCompression(CompressionPlan plan, Job job) {
-    this(plan, job, TorchDevice.CPU);
+    this(plan, job, TrainedForm.of(job.model()), TorchDevice.CPU);
   }
 
   /**
    * Prepares a plan; nothing heavy runs yet.
    *
+   * @param form of the job's model
    * @param device where the model trains: forward, backward, losses and steps; what it is exported as does not
    *     depend on it, the last bits of what is trained do
    * @throws InputException where the model uses what training does not know, or model, examples and
    *     objectives do not fit each other
    */
-  public OnnxCompression(CompressionPlan plan, Job job, TorchDevice device) {
-    requireTrainable(job.model());
+  public OnnxCompression(CompressionPlan plan, Job job, TrainedForm form, TorchDevice device) {
     this.plan = plan;
     this.job = job;
+    this.form = form;
     this.passes = new Passes(job, device);
-    this.check = new PlanCheck(plan, job);
-    this.breakdown = new BreakdownCheck(job);
-    StageCheck stages = new StageCheck(job);
+    this.check = new PlanCheck(plan, job, form);
+    this.breakdown = new BreakdownCheck(job, form);
+    StageCheck stages = new StageCheck(job, form);
     plan.stages().forEach(stages::check);
     modelDigest = TeacherOutputs.digest(job.model());
-    model = new TrainedModel(plan, job, device, passes);
+    model = new TrainedModel(plan, job, form, device, passes);
     try {
       checkStages(stages);
     } catch (RuntimeException e) {
       close();
       throw e;
-    }
-  }
-
-  /** A view of Java's has less than 2 GiB, and weights of 16 bits are trained in 32. */
-  private static void requireTrainable(OnnxModel model) {
-    for (OnnxInitializer i : model.initializers()) {
-      long bytes = HalfPrecision.isHalf(i.type()) ? 2 * i.byteLength() : i.byteLength();
-      if (bytes > Integer.MAX_VALUE) {
-        throw new InputException(
-            model.name()
-                + ": the tensor "
-                + i.name()
-                + " has "
-                + bytes
-                + " bytes where it is trained; the model may be of any size, but no tensor of it"
-                + " may have 2 GiB");
-      }
     }
   }
 
@@ -176,15 +154,15 @@ public final class OnnxCompression implements Compression {
    *     of them is not finite
    */
   public void checkMeasured(Examples.Labelled examples) {
-    check.measures(model.graph(), examples);
+    check.measures(model.lane(), examples);
   }
 
   /** Finds what would stop a later stage before the first one trains. */
   private void checkStages(StageCheck stages) {
-    check.run(model.graph());
+    check.run(model.lane());
     passes.read(check.logitRows(), check.isPerToken());
     for (Stage stage : plan.stages()) {
-      stages.checkTables(stage, model.graph());
+      stages.checkTables(stage, model.lane().graph());
       if (stage.training().isAny() && model.trained(stage).isEmpty()) {
         throw new InputException(
             "stage "
@@ -205,20 +183,6 @@ public final class OnnxCompression implements Compression {
         }
       }
     }
-  }
-
-  /**
-   * A copy with operators that training knows: those of sets before 11 are raised to set 13, what computes in 16
-   * bits does so in 32, and Dropout nodes drop nothing, or no two runs would be equal.
-   */
-  public static OnnxModel trainable(OnnxModel model) {
-    OnnxModel copy = model.copy();
-    HalfPrecision.widenOutputsToo(copy);
-    ActiveDropout.evaluate(copy);
-    if (copy.opset("") < OLDEST_OPSET) {
-      OpsetUpgrade.raise(copy, OpsetUpgrade.TARGET);
-    }
-    return copy;
   }
 
   @Override
@@ -556,6 +520,11 @@ public final class OnnxCompression implements Compression {
   @Override
   public List<LayerReport> layers() {
     return model.layers();
+  }
+
+  @Override
+  public TrainedForm form() {
+    return form;
   }
 
   @Override

@@ -15,9 +15,7 @@ import org.espalier.InputException;
 import org.espalier.format.onnx.ClassifierOutput;
 import org.espalier.format.onnx.LogitRows;
 import org.espalier.format.onnx.OnnxModel;
-import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.TorchDevice;
-import org.espalier.torch.TrainableModel;
 import org.espalier.train.BatchTotals.Share;
 import org.espalier.train.TrainingListener.Validation;
 
@@ -57,7 +55,7 @@ final class Passes implements AutoCloseable {
   private boolean perToken;
 
   /** The same teacher for each lane, where its logits are too many to be kept; else empty. */
-  private List<OnnxGraph> teachers = List.of();
+  private List<Lane> teachers = List.of();
 
   /** What the teacher gives, by the value of it that objectives ask for. */
   private final Map<Value, Targets> targets = new EnumMap<>(Value.class);
@@ -80,24 +78,6 @@ final class Passes implements AutoCloseable {
     }
   }
 
-  /** The graph as one thread runs it; activations are null where they stay float. */
-  private record Lane(OnnxGraph graph, ActivationSimulation activations) implements AutoCloseable {
-    Tensor forward(Batch batch, String value) {
-      if (activations != null) {
-        activations.begin(batch);
-      }
-      return graph.forward(batch.inputs(graph.inputNames())).get(value);
-    }
-
-    @Override
-    public void close() {
-      graph.close();
-      if (activations != null) {
-        activations.close();
-      }
-    }
-  }
-
   Passes(Compression.Job job, TorchDevice device) {
     this.job = job;
     this.device = device;
@@ -109,13 +89,12 @@ final class Passes implements AutoCloseable {
   /**
    * From now on passes go through this graph.
    *
-   * @param activations simulated in it; null where they stay float
    * @param fixed their ranges; null where they are not fixed
    * @param logits the output of it that objectives for logits look at
    */
-  void use(OnnxGraph graph, ActivationSimulation activations, StaticGrid fixed, String logits) {
+  void use(Lane lane, StaticGrid fixed, String logits) {
     release();
-    first = new Lane(graph, activations);
+    first = lane;
     this.fixed = fixed;
     this.logits = logits;
   }
@@ -206,12 +185,7 @@ final class Passes implements AutoCloseable {
   /** The graph as two threads run it. */
   private List<Lane> lanes() {
     if (second == null) {
-      OnnxGraph sibling = first.graph().sibling();
-      ActivationSimulation own = first.activations() == null ? null : first.activations().sibling();
-      if (own != null) {
-        sibling.transformInputs(own);
-      }
-      second = new Lane(sibling, own);
+      second = first.sibling();
     }
     return List.of(first, second);
   }
@@ -227,7 +201,7 @@ final class Passes implements AutoCloseable {
 
   private Share share(Objective objective, Examples examples, int[] indices) {
     Set<String> inputs = new LinkedHashSet<>(first.graph().inputNames());
-    teachers.forEach(teacher -> inputs.addAll(teacher.inputNames()));
+    teachers.forEach(teacher -> inputs.addAll(teacher.graph().inputNames()));
     Batch batch = Batch.of(examples, indices, List.copyOf(inputs)).on(device);
     if (examples instanceof Examples.Texts texts && texts.causal()) {
       int longest = batch.longest();
@@ -274,10 +248,9 @@ final class Passes implements AutoCloseable {
 
   /** What the teacher of a lane says of a batch. */
   private Tensor taught(Lane lane, Batch batch) {
-    OnnxGraph teacher = teachers.get(lane == first ? 0 : 1);
+    Lane teacher = teachers.get(lane == first ? 0 : 1);
     try (NoGradGuard noGrad = new NoGradGuard()) {
-      Map<String, Tensor> inputs = batch.inputs(teacher.inputNames());
-      return teacher.forward(inputs).get(teacher.outputNames().get(0));
+      return teacher.forward(batch, teacher.graph().outputNames().get(0));
     }
   }
 
@@ -361,20 +334,20 @@ final class Passes implements AutoCloseable {
     if (!objective.needsTeacher() || targets.containsKey(value(objective)) || !teachers.isEmpty()) {
       return;
     }
-    OnnxModel trainable = job.opened(OnnxCompression.trainable(teacher));
+    OnnxModel trainable = job.opened(TrainedForm.ofTeacher(teacher));
     String output =
         value(objective) == Value.LOGITS
             ? ClassifierOutput.of(trainable).logits()
             : trainable.mainOutput().getName();
     if (job.isCausal()) {
-      OnnxGraph graph = OnnxGraph.frozen(trainable.withOutputs(List.of(output)), device);
-      teachers = List.of(graph, graph.sibling());
+      Lane lane = Lane.frozen(trainable, List.of(output), device);
+      teachers = List.of(lane, lane.sibling());
       return;
     }
     byte[] digest = TeacherOutputs.digest(teacher);
-    try (OnnxGraph graph = OnnxGraph.frozen(trainable.withOutputs(List.of(output)), device);
-        OnnxGraph sibling = graph.sibling()) {
-      List<TrainableModel> both = List.of(graph, sibling);
+    try (Lane lane = Lane.frozen(trainable, List.of(output), device);
+        Lane sibling = lane.sibling()) {
+      List<Lane> both = List.of(lane, sibling);
       boolean ofTokens = perToken || objective.isForEmbeddings();
       int width = width(objective, ofTokens);
       List<TeacherOutputs> opened = new ArrayList<>();

@@ -12,7 +12,6 @@ import org.espalier.InputException;
 import org.espalier.format.onnx.ClassifierOutput;
 import org.espalier.format.onnx.LogitRows;
 import org.espalier.format.onnx.OnnxModel;
-import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.Parameter;
 import org.espalier.torch.TorchDevice;
 
@@ -25,6 +24,7 @@ final class PlanCheck {
 
   private final CompressionPlan plan;
   private final Compression.Job job;
+  private final TrainedForm form;
 
   /** One for each stage whose output labels must fit. */
   private final List<LabelledOutput> labelled = new ArrayList<>();
@@ -35,9 +35,13 @@ final class PlanCheck {
   /** See {@link #isPerToken}. */
   private boolean perToken;
 
-  PlanCheck(CompressionPlan plan, Compression.Job job) {
+  /**
+   * @param form of the job's model
+   */
+  PlanCheck(CompressionPlan plan, Compression.Job job, TrainedForm form) {
     this.plan = plan;
     this.job = job;
+    this.form = form;
   }
 
   /**
@@ -45,8 +49,8 @@ final class PlanCheck {
    *
    * @throws InputException where something does not fit
    */
-  void run(OnnxGraph graph) {
-    for (Parameter p : graph.parameters()) {
+  void run(Lane lane) {
+    for (Parameter p : lane.graph().parameters()) {
       if (!TrialBatch.isFinite(p.tensor())) {
         throw new InputException(
             job.model().name() + ": the weight " + p.name() + " holds NaN or infinite values");
@@ -54,15 +58,15 @@ final class PlanCheck {
     }
     new InputCheck(job).run();
     boolean taught = plan.stages().stream().anyMatch(s -> s.training().objective().needsTeacher());
-    OnnxModel learning = OnnxCompression.trainable(job.model());
+    OnnxModel learning = form.floats();
     ClassifierOutput own = ClassifierOutput.of(learning);
     OnnxModel teaching =
-        job.teacher() == null || !taught ? null : OnnxCompression.trainable(job.teacher());
+        job.teacher() == null || !taught ? null : TrainedForm.ofTeacher(job.teacher());
     ClassifierOutput other = teaching == null ? null : ClassifierOutput.of(teaching);
-    try (OnnxGraph teacher =
+    try (Lane teacher =
         teaching == null
             ? null
-            : OnnxGraph.frozen(job.opened(withLogits(teaching, other)), TorchDevice.CPU)) {
+            : Lane.frozen(job.opened(withLogits(teaching, other)), List.of(), TorchDevice.CPU)) {
       Map<String, long[]> shapes = new HashMap<>();
       Map<String, long[]> wantedShapes = new HashMap<>();
       for (Stage stage : plan.stages()) {
@@ -70,9 +74,9 @@ final class PlanCheck {
         String value = value(own, job.model(), objective, stage);
         long[] shape =
             shapes.computeIfAbsent(
-                value, v -> TrialBatch.shape(graph, job.training(), v, job.model().name()));
+                value, v -> TrialBatch.shape(lane, job.training(), v, job.model().name()));
         if (job.training() instanceof Examples.Labelled texts && texts.areTexts()) {
-          checkShapes(graph, value, shape, stage == plan.stages().get(0));
+          checkShapes(lane, value, shape, stage == plan.stages().get(0));
         }
         check(stage, value, shape, own, learning.opset(""));
         if (teacher != null && objective.needsTeacher()) {
@@ -94,11 +98,11 @@ final class PlanCheck {
    * @param shape for the longest text
    * @param decides whether it is this output that says which of them it is; else it must be as the one that did
    */
-  private void checkShapes(OnnxGraph graph, String value, long[] shape, boolean decides) {
+  private void checkShapes(Lane lane, String value, long[] shape, boolean decides) {
     String name = job.model().name();
     List<Examples> both = List.of(job.training(), job.validation());
     List<long[]> shapes =
-        both.stream().map(e -> TrialBatch.shapeOfShortest(graph, e, value, name)).toList();
+        both.stream().map(e -> TrialBatch.shapeOfShortest(lane, e, value, name)).toList();
     if (decides) {
       boolean oneShape = shapes.stream().allMatch(other -> Arrays.equals(other, shape));
       perToken = job.labels() instanceof Labels.TokenClasses || job.labels() == null && !oneShape;
@@ -338,7 +342,7 @@ final class PlanCheck {
    *
    * @throws InputException where a label does not fit the model, or an output is not finite
    */
-  void measures(OnnxGraph graph, Examples.Labelled examples) {
+  void measures(Lane lane, Examples.Labelled examples) {
     if (examples.labels() != null) {
       for (LabelledOutput output : labelled) {
         output.check(examples.labels());
@@ -346,20 +350,20 @@ final class PlanCheck {
       }
     }
     if (examples.areTexts()) { // which are all alike but for their length and their tokens
-      requireFinite(graph, examples, TrialBatch.few(examples));
+      requireFinite(lane, examples, TrialBatch.few(examples));
       return;
     }
     for (int[] indices : Batches.inOrder(examples, MEASURED_BATCH)) {
-      requireFinite(graph, examples, indices);
+      requireFinite(lane, examples, indices);
     }
   }
 
-  private void requireFinite(OnnxGraph graph, Examples examples, int[] indices) {
-    String output = graph.outputNames().get(0);
+  private void requireFinite(Lane lane, Examples examples, int[] indices) {
+    String output = lane.graph().outputNames().get(0);
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
-      Batch batch = Batch.of(examples, indices, graph.inputNames());
-      if (!TrialBatch.isFinite(graph.forward(batch.inputs()).get(output))) {
+      Batch batch = Batch.of(examples, indices, lane.graph().inputNames());
+      if (!TrialBatch.isFinite(lane.forward(batch, output))) {
         throw new InputException(
             job.model().name()
                 + ": the output "

@@ -6,6 +6,7 @@ import java.util.stream.Collectors;
 import org.espalier.InputException;
 import org.espalier.compress.Glob;
 import org.espalier.compress.OnnxPruner;
+import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.op.MagnitudePrune;
 import org.espalier.torch.OnnxGraph;
@@ -14,9 +15,14 @@ import org.espalier.torch.Parameter;
 /** Checks that what a stage asks for, its loss above all, is there: labels of the right kind, examples, tables. */
 final class StageCheck {
   private final Compression.Job job;
+  private final TrainedForm form;
 
-  StageCheck(Compression.Job job) {
+  /**
+   * @param form of the job's model
+   */
+  StageCheck(Compression.Job job, TrainedForm form) {
     this.job = job;
+    this.form = form;
   }
 
   /**
@@ -41,6 +47,9 @@ final class StageCheck {
     } else if (!embeds) {
       checkLabels(where, objective);
     }
+    if (form.isInt8()) {
+      checkInt8(where, stage);
+    }
     if (stage instanceof Stage.Prune p && p.pruning().refit() && job.calibration() == null) {
       throw new InputException(where + "refitting needs calibration examples");
     }
@@ -50,6 +59,24 @@ final class StageCheck {
         throw new InputException(
             where + (fixed ? "static ranges need" : "fitting needs") + " calibration examples");
       }
+    }
+  }
+
+  private void checkInt8(String where, Stage stage) {
+    if (stage instanceof Stage.Quantize) {
+      throw new InputException(
+          where
+              + job.model().name()
+              + " is int8 already and is trained as that; leave the stage out, or start from the"
+              + " float model that it was made of");
+    }
+    if (stage instanceof Stage.Prune p && p.pruning().refit()) {
+      throw new InputException(
+          where
+              + "refit solves for floats, and "
+              + job.model().name()
+              + " is int8 already; leave refit out, which prunes by magnitude, or start from the"
+              + " float model that it was made of");
     }
   }
 
@@ -132,7 +159,7 @@ final class StageCheck {
               + ": "
               + job.model().name()
               + " has no weights that the plan could prune"
-              + (OnnxWeights.inner(job.model(), false).stream().anyMatch(pruning.include())
+              + (OnnxWeights.inner(form.floats(), false).stream().anyMatch(pruning.include())
                   ? " but those in branches of If and bodies of loops, which training leaves as"
                       + " they are; 'espalier prune' takes them"
                   : ""));
@@ -148,9 +175,10 @@ final class StageCheck {
               .toList(),
           pattern);
       Set<String> names = candidates.stream().map(TrainedWeight::name).collect(Collectors.toSet());
-      OnnxWeights.of(job.model()).stream()
+      OnnxModel floats = form.floats();
+      OnnxWeights.of(floats).stream()
           .filter(weight -> names.contains(weight.name()))
-          .forEach(weight -> OnnxPruner.checkGroups(job.model(), weight, pattern));
+          .forEach(weight -> OnnxPruner.checkGroups(floats, weight, pattern));
     }
   }
 }

@@ -27,7 +27,6 @@ import org.espalier.format.Sha256;
 import org.espalier.format.onnx.ModelStream;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.TorchDevice;
-import org.espalier.torch.TrainableModel;
 
 /**
  * What the teacher gives for the examples that it is asked of, computed once and kept in a file: hidden states [tokens,
@@ -70,7 +69,7 @@ final class TeacherOutputs implements AutoCloseable {
    * @param folder null: a file that goes when this is closed
    */
   static TeacherOutputs open(
-      List<? extends TrainableModel> teachers,
+      List<Lane> teachers,
       String output,
       SideBySide threads,
       byte[] digest,
@@ -131,7 +130,7 @@ final class TeacherOutputs implements AutoCloseable {
   }
 
   private static void compute(
-      List<? extends TrainableModel> teachers,
+      List<Lane> teachers,
       String output,
       SideBySide threads,
       Examples examples,
@@ -166,14 +165,14 @@ final class TeacherOutputs implements AutoCloseable {
   }
 
   /** Computes and writes the outputs of some examples, whose number it returns. */
-  private int compute(TrainableModel teacher, String name, Examples examples, int[] indices) {
+  private int compute(Lane teacher, String name, Examples examples, int[] indices) {
     if (indices.length == 0) {
       return 0;
     }
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
-      Batch batch = Batch.of(examples, indices, teacher.inputNames());
-      Tensor output = TorchDevice.CPU.place(teacher.forward(batch.inputs()).get(name)).contiguous();
+      Batch batch = Batch.of(examples, indices, teacher.graph().inputNames());
+      Tensor output = TorchDevice.CPU.place(teacher.forward(batch, name)).contiguous();
       check(name, output, batch, width, perToken);
       FloatPointer values = new FloatPointer(output.data_ptr());
       long row = (long) (perToken ? batch.longest() : 1) * width;

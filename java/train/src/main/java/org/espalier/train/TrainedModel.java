@@ -24,13 +24,17 @@ import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.BlockQuantizer;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
+import org.espalier.compress.onnx.Int8Model;
+import org.espalier.compress.onnx.IntegerEnds;
 import org.espalier.compress.onnx.OutputError;
 import org.espalier.compress.onnx.QuantizedProduct;
 import org.espalier.compress.onnx.QuantizedTable;
 import org.espalier.compress.onnx.RefittingPruner;
+import org.espalier.compress.onnx.RoundedActivations;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.compress.onnx.SumShapes;
 import org.espalier.compress.onnx.TrainableQuantizer;
+import org.espalier.compress.onnx.WeightGrid;
 import org.espalier.compress.onnx.WeightQuantizer;
 import org.espalier.device.DType;
 import org.espalier.device.Tensor;
@@ -58,6 +62,7 @@ final class TrainedModel implements AutoCloseable {
 
   private final CompressionPlan plan;
   private final Compression.Job job;
+  private final TrainedForm given;
   private final TorchDevice device;
   private final Passes passes;
 
@@ -76,24 +81,34 @@ final class TrainedModel implements AutoCloseable {
   private StaticGrid fixed;
 
   /**
-   * The model of a job as it is given, in float32.
+   * The model of a job as it is given, in float32; what is int8 stays on its grids.
    *
+   * @param given the form of it
    * @param device where it trains
    * @param passes go through its graph from now on; closed before it
    */
-  TrainedModel(CompressionPlan plan, Compression.Job job, TorchDevice device, Passes passes) {
+  TrainedModel(
+      CompressionPlan plan,
+      Compression.Job job,
+      TrainedForm given,
+      TorchDevice device,
+      Passes passes) {
     this.plan = plan;
     this.job = job;
     this.device = device;
     this.passes = passes;
-    form = OnnxCompression.trainable(job.model());
+    this.given = given;
+    form = given.floats();
     load();
-    passes.use(graph, null, null, ClassifierOutput.of(form).logits());
+    if (given.isInt8()) {
+      stayOnGrids();
+    }
+    passes.use(lane(), null, ClassifierOutput.of(form).logits());
   }
 
   /** What is trained; another one once a stage has quantized. */
-  OnnxGraph graph() {
-    return graph;
+  Lane lane() {
+    return new Lane(graph, activations);
   }
 
   /** Makes the trainable graph of the present form; a classifier's logits are an output of it too. */
@@ -102,12 +117,61 @@ final class TrainedModel implements AutoCloseable {
     boolean asked =
         plan.stages().stream().anyMatch(s -> s.training().objective().isForLogits(job.labels()));
     List<String> added = asked && logits != null ? List.of(logits) : List.of();
-    graph = new OnnxGraph(job.opened(form).withOutputs(added), device, this::changes);
+    OnnxModel opened = job.opened(form).withOutputs(added);
+    if (given.isInt8()) {
+      activations = Lane.dynamic(opened, device);
+    }
+    graph = new OnnxGraph(opened, device, this::changes);
+    if (activations != null) {
+      graph.transformInputs(activations);
+    }
     weights = new ArrayList<>();
     for (Parameter p : graph.parameters()) {
       if (p.tensor().requires_grad()) {
         weights.add(new TrainedWeight(p, device));
       }
+    }
+  }
+
+  /**
+   * A weight on a grid that came with the model.
+   *
+   * @param began what it is at first
+   */
+  private record OnGrid(TrainedWeight weight, Int8Model.Integers grid, float[] began) {
+    private IntegerEnds.Steps steps() {
+      return IntegerEnds.Steps.along(grid.axis(), grid.scales(), began.length);
+    }
+
+    IntegerEnds reached() {
+      return IntegerEnds.reached(FloatBuffer.wrap(began), steps());
+    }
+
+    void stay(IntegerEnds ends) {
+      IntegerEnds.Steps steps = steps();
+      byte[] integers = new byte[began.length];
+      for (int i = 0; i < integers.length; i++) {
+        integers[i] = (byte) Math.round(began[i] / steps.of(i));
+      }
+      weight.stayOn(
+          new WeightGrid(ends.least(), ends.largest(), grid.axis(), 0), integers, grid.scales());
+    }
+  }
+
+  /** Has the weights of an int8 model stay on its grids. */
+  private void stayOnGrids() {
+    List<OnGrid> all = new ArrayList<>();
+    byConstant()
+        .forEach(
+            (constant, w) -> {
+              Int8Model.Integers grid = given.integers().grid(constant);
+              if (grid != null) {
+                all.add(new OnGrid(w, grid, w.working.values()));
+              }
+            });
+    List<IntegerEnds> ends = IntegerEnds.of(all.stream().map(OnGrid::reached).toList());
+    for (int i = 0; i < all.size(); i++) {
+      all.get(i).stay(ends.get(i));
     }
   }
 
@@ -226,7 +290,7 @@ final class TrainedModel implements AutoCloseable {
 
   /**
    * Puts weights and activations on grids, calibrated where the settings ask for it; what is 0 stays 0. The {@link
-   * #graph} and all weights are others afterwards.
+   * #lane} and all weights are others afterwards.
    */
   void quantize(Quantization q, TrainingListener listener) {
     OnnxModel model = floatModel();
@@ -324,7 +388,7 @@ final class TrainedModel implements AutoCloseable {
     if (activations != null) {
       graph.transformInputs(activations);
     }
-    passes.use(graph, activations, fixed, ClassifierOutput.of(form).logits());
+    passes.use(lane(), fixed, ClassifierOutput.of(form).logits());
   }
 
   /** Null where no range is a parameter. */
@@ -420,6 +484,9 @@ final class TrainedModel implements AutoCloseable {
   OnnxModel floatModel() {
     OnnxModel model = form.copy();
     putConstants(model);
+    if (given.isInt8()) {
+      RoundedActivations.takeDynamicOut(model);
+    }
     return model;
   }
 
@@ -444,6 +511,11 @@ final class TrainedModel implements AutoCloseable {
 
   /** See {@link Compression#export}. */
   OnnxModel export() {
+    if (given.isInt8()) {
+      Map<String, float[]> values = new HashMap<>();
+      byConstant().forEach((constant, w) -> values.put(constant, w.working.values()));
+      return inGivenPrecision(given.integers().withValues(values));
+    }
     if (quantizer == null) {
       OnnxModel model = HalfPrecision.isIn(job.model()) ? givenPrecision() : floatModel();
       SumShapes.say(model);
@@ -463,7 +535,11 @@ final class TrainedModel implements AutoCloseable {
             quantizer.setTable(constant, w.integers(), w.gridScales());
           }
         });
-    OnnxModel quantized = quantizer.quantizedCopy(this::putConstants);
+    return inGivenPrecision(quantizer.quantizedCopy(this::putConstants));
+  }
+
+  /** A quantized model itself, with inputs, outputs and floats of the types that it was given with. */
+  private OnnxModel inGivenPrecision(OnnxModel quantized) {
     if (HalfPrecision.isIn(job.model())) {
       HalfPrecision.castOutputs(quantized, job.model());
       HalfPrecision.narrow(quantized);

@@ -8,6 +8,7 @@ import java.util.List;
 import java.util.stream.LongStream;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.pytorch.Tensor;
+import org.espalier.compress.onnx.IntegerEnds;
 import org.espalier.compress.onnx.WeightGrid;
 import org.espalier.op.MagnitudePrune;
 import org.espalier.torch.Parameter;
@@ -28,6 +29,9 @@ final class TrainedWeight implements AutoCloseable {
 
   /** Null where the parameter is float. */
   private QuantizedWeight quantized;
+
+  /** The same where the grid came with the model; else null. */
+  private LatentWeights given;
 
   TrainedWeight(Parameter parameter, TorchDevice device) {
     this.parameter = parameter;
@@ -70,7 +74,11 @@ final class TrainedWeight implements AutoCloseable {
 
   /** Whether an optimizer can write the working weights in its step; else they are renewed after it. */
   boolean isRoundedInStep() {
-    return isQuantized() && ends() == null && quantized.grid().block() == 0;
+    return isQuantized()
+        && ends() == null
+        && quantized.grid().block() == 0
+        && quantized.grid().least() == IntegerEnds.USUAL.least()
+        && quantized.grid().largest() == IntegerEnds.USUAL.largest();
   }
 
   /**
@@ -84,6 +92,20 @@ final class TrainedWeight implements AutoCloseable {
             ? new RestingIntegers(grid, parameter.tensor(), integers, scales, device)
             : new LatentWeights(grid, working, integers, scales, learn, device);
     renew();
+  }
+
+  /** Has the weight stay on a grid with scales for each index of an axis that came with the model. */
+  void stayOn(WeightGrid grid, byte[] integers, float[] scales) {
+    given = new LatentWeights(grid, working, integers, scales, false, device);
+    quantized = given;
+    renew();
+  }
+
+  /** After a step, has a weight on a grid that came with the model lie within its ends. */
+  void bringBack() {
+    if (given != null) {
+      given.bringBack();
+    }
   }
 
   /** The scales as the grid has them. */

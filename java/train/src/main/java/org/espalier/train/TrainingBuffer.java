@@ -127,6 +127,11 @@ final class TrainingBuffer implements AutoCloseable {
     return OnnxInitializer.of(name, DataType.FLOAT, dims, data);
   }
 
+  /** Copies its bits, which are whole words. */
+  void get(long[] words) {
+    onHost(true, false, bytes -> bytes.asLongBuffer().get(words));
+  }
+
   /** Its first bytes. */
   byte[] firstBytes(int count) {
     byte[] values = new byte[count];
@@ -142,6 +147,11 @@ final class TrainingBuffer implements AutoCloseable {
   /** Lets {@code values} write all floats, from the first on, into memory outside of Java's heap. */
   void set(Consumer<FloatBuffer> values) {
     onHost(false, true, bytes -> values.accept(bytes.asFloatBuffer()));
+  }
+
+  /** Lets {@code work} change some floats. */
+  void change(Consumer<FloatBuffer> work) {
+    onHost(true, true, bytes -> work.accept(bytes.asFloatBuffer()));
   }
 
   /** Sets all integers. */

@@ -8,7 +8,6 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
-import org.espalier.torch.OnnxGraph;
 
 /** Runs a model on a few examples, to see what its outputs are. */
 final class TrialBatch {
@@ -47,8 +46,8 @@ final class TrialBatch {
    * @param name what messages call the model
    * @throws InputException where the model cannot run on them, or the output is not finite or no float32
    */
-  static long[] shape(OnnxGraph graph, Examples examples, String value, String name) {
-    return shape(graph, examples, few(examples), value, name);
+  static long[] shape(Lane lane, Examples examples, String value, String name) {
+    return shape(lane, examples, few(examples), value, name);
   }
 
   /** Which of the examples is the shortest. */
@@ -61,20 +60,19 @@ final class TrialBatch {
   }
 
   /** The same for the shortest of some texts. */
-  static long[] shapeOfShortest(OnnxGraph graph, Examples texts, String value, String name) {
+  static long[] shapeOfShortest(Lane lane, Examples texts, String value, String name) {
     int[] alike = new int[FEW];
     Arrays.fill(alike, shortest(texts));
-    return shape(graph, texts, alike, value, name);
+    return shape(lane, texts, alike, value, name);
   }
 
-  private static long[] shape(
-      OnnxGraph graph, Examples examples, int[] few, String value, String name) {
+  private static long[] shape(Lane lane, Examples examples, int[] few, String value, String name) {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
-      Batch batch = batch(examples, few, graph, name);
+      Batch batch = batch(examples, few, lane, name);
       Tensor output;
       try {
-        output = graph.forward(batch.inputs()).get(value);
+        output = lane.forward(batch, value);
       } catch (InputException e) {
         throw new InputException(
             e.getMessage()
@@ -113,9 +111,9 @@ final class TrialBatch {
     }
   }
 
-  private static Batch batch(Examples examples, int[] indices, OnnxGraph graph, String name) {
+  private static Batch batch(Examples examples, int[] indices, Lane lane, String name) {
     try {
-      return Batch.of(examples, indices, graph.inputNames());
+      return Batch.of(examples, indices, lane.graph().inputNames());
     } catch (InputException e) {
       throw new InputException(name + ": " + e.getMessage(), e);
     }

@@ -157,6 +157,7 @@ final class Update implements AutoCloseable {
     weights.stream()
         .filter(w -> w.ends() == null && !w.isRoundedInStep())
         .forEach(TrainedWeight::renew);
+    weights.forEach(TrainedWeight::bringBack);
     if (ranges != null) {
       if (ranges.moves()) {
         ranges.learned().take();

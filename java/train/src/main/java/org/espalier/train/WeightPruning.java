@@ -58,5 +58,6 @@ final class WeightPruning {
               .axis(w.parameter.reductionAxis()));
     }
     device.prune(list, pruning.rule(sparsity));
+    candidates().forEach(TrainedWeight::renew);
   }
 }

@@ -1,8 +1,12 @@
 package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.LinkedHashSet;
+import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -69,6 +73,34 @@ public final class RoundedActivations {
           default -> false;
         };
     return same ? new Rounded(q, ends[0], ends[1]) : null;
+  }
+
+  /**
+   * Takes the roundings out of a model whose ranges it finds while it runs: an Identity stands where a DynamicQuantizeLinear and
+   * a DequantizeLinear were.
+   *
+   * @return the outputs of these, which were rounded before
+   */
+  public static Set<String> takeDynamicOut(OnnxModel model) {
+    Map<String, NodeProto> producers = model.producers();
+    Set<String> outputs = new LinkedHashSet<>();
+    List<NodeProto> nodes = new ArrayList<>(model.nodes());
+    nodes.replaceAll(
+        n -> {
+          Rounded rounded = of(model, producers, n);
+          if (rounded == null || !rounded.source().getOpType().equals("DynamicQuantizeLinear")) {
+            return n;
+          }
+          outputs.add(n.getOutput(0));
+          return Nodes.node("Identity", n.getOutput(0), rounded.source().getInput(0))
+              .setName(n.getName())
+              .build();
+        });
+    if (!outputs.isEmpty()) {
+      model.setNodes(nodes);
+      RuntimeForm.removeUnused(model);
+    }
+    return outputs;
   }
 
   /** Whether both nodes have the same constant for an input, or none. */
