@@ -36,6 +36,7 @@ import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.PyTorchInt8;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.torch.Libtorch;
 import org.junit.jupiter.api.BeforeEach;
@@ -496,89 +497,13 @@ class Int8LearningTest {
   }
 
   /**
-   * As PyTorch exports a network of modules that quantize as they are trained: weights are floats that the graph rounds to int8
-   * with a step for each output, activations become uint8 of 7 bits by a Clip, zero points are Casts or have one dimension, and
-   * equal constants are one behind Identities.
-   */
-  private static OnnxModel trainedByPyTorch() {
-    Random random = new Random(12);
-    GraphProto.Builder graph =
-        GraphProto.newBuilder()
-            .setName("main_graph")
-            .addInput(SmallModels.value("x", DataType.FLOAT, -1, FEATURES))
-            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 2))
-            .addInitializer(SmallModels.floats("net.0.bias", random, 0.1f, 16))
-            .addInitializer(SmallModels.floats("net.2.bias", random, 0.1f, 2))
-            .addInitializer(one(DataType.UINT8, "none", 0))
-            .addInitializer(one(DataType.UINT8, "most", 127));
-    to7Bits(graph, "x", 6 / 127f, 63);
-    weight(graph, random, "net.0.weight", 16, FEATURES);
-    graph.addNode(
-        SmallModels.line(
-            "a Gemm x_d net.0.weight_d net.0.bias", SmallModels.attribute("transB", 1)));
-    graph.addNode(SmallModels.line("b Relu a"));
-    to7Bits(graph, "b", 3 / 127f, 0);
-    weight(graph, random, "net.2.weight", 2, 16);
-    graph.addNode(
-        SmallModels.line(
-            "c Gemm b_d net.2.weight_d net.2.bias", SmallModels.attribute("transB", 1)));
-    to7Bits(graph, "c", 20 / 127f, 60);
-    graph.addNode(SmallModels.line("y Identity c_d"));
-    return OnnxModel.of(SmallModels.model(17, graph), "PyTorch");
-  }
-
-  private static void to7Bits(GraphProto.Builder graph, String value, float scale, int zero) {
-    ByteBuffer zeros = ByteBuffer.wrap(new byte[] {(byte) zero});
-    String grid = value + "_scale " + value + "_zero";
-    graph
-        .addInitializer(SmallModels.floats(value + "_scale", new float[] {scale}, 1))
-        .addInitializer(SmallModels.tensor(value + "_one", DataType.UINT8, zeros, 1))
-        .addNode(SmallModels.line(value + "_zero Identity " + value + "_one"))
-        .addNode(SmallModels.line(value + "_q QuantizeLinear " + value + " " + grid))
-        .addNode(SmallModels.line(value + "_c Clip " + value + "_q none most"))
-        .addNode(SmallModels.line(value + "_d DequantizeLinear " + value + "_c " + grid));
-  }
-
-  /** The steps are of 255 between the largest magnitudes, so that −128 is met where the largest is negative. */
-  private static void weight(
-      GraphProto.Builder graph, Random random, String name, int rows, int columns) {
-    float[] values = new float[rows * columns];
-    for (int i = 0; i < values.length; i++) {
-      values[i] = (float) (0.3 * random.nextGaussian());
-    }
-    float[] scales = new float[rows];
-    for (int i = 0; i < values.length; i++) {
-      int r = i * rows / values.length;
-      scales[r] = Math.max(scales[r], Math.abs(values[i]) / 127.5f);
-    }
-    graph.addInitializer(SmallModels.floats(name, values, rows, values.length / rows));
-    String grid = name + "_scale " + name + "_zero";
-    graph
-        .addInitializer(SmallModels.floats(name + "_scale", scales, rows))
-        .addInitializer(
-            SmallModels.tensor(
-                name + "_zeros", DataType.INT32, ByteBuffer.wrap(new byte[4 * rows]), rows))
-        .addNode(
-            SmallModels.line(
-                name + "_zero Cast " + name + "_zeros",
-                SmallModels.attribute("to", DataType.INT8.getNumber())))
-        .addNode(
-            SmallModels.line(
-                name + "_q QuantizeLinear " + name + " " + grid, SmallModels.attribute("axis", 0)))
-        .addNode(
-            SmallModels.line(
-                name + "_d DequantizeLinear " + name + "_q " + grid,
-                SmallModels.attribute("axis", 0)));
-  }
-
-  /**
    * Floats that the graph rounds go on being floats that it rounds, on their grid: 1e-4 as ever, and outputs are steps of 20 / 127
    * themselves, of which one in 20 may lie between two.
    */
   @ParameterizedTest
   @ValueSource(booleans = {false, true})
   void modelsThatRoundTheirOwnWeights(boolean byLibtorch) throws OrtException, IOException {
-    OnnxModel model = trainedByPyTorch();
+    OnnxModel model = PyTorchInt8.model(FEATURES);
     assertEquals(List.of(), Int8Model.of(model).resting());
     try (Learnable learnable = learnable(model, byLibtorch);
         OnlineLearner learner = new OnlineLearner(learnable, settings().build())) {

@@ -220,7 +220,8 @@ class DeviceTrainingTest {
                 new Stage.Train(
                     "fit", training(60, 16, Optimizer.AdamW.of(1e-2), Objective.ofLabels()))),
             7);
-    try (OnnxCompression c = new OnnxCompression(plan, classifier(), device)) {
+    Compression.Job job = classifier();
+    try (OnnxCompression c = new OnnxCompression(plan, job, TrainedForm.of(job.model()), device)) {
       assertTrue(c.run(SILENT));
       assertTrue(c.stages().get(0).after().quality() > 0.8, c.stages().toString());
     }
