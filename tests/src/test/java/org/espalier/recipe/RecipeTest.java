@@ -338,7 +338,8 @@ class RecipeTest {
 
   @Test
   void theTemplateIsARightRecipeAndNamesEveryKey() {
-    String template = RecipeSchema.template("a \"b\" \\ c.onnx", "texts", "t.txt", Map.of());
+    String template =
+        RecipeSchema.template("a \"b\" \\ c.onnx", "texts", "t.txt", "quantize", Map.of());
     Recipe recipe = parse(template);
     assertEquals("a \"b\" \\ c.onnx", recipe.model().file());
     assertEquals(1, recipe.stages().stages().size());

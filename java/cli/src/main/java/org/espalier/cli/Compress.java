@@ -32,7 +32,7 @@ import picocli.CommandLine.Parameters;
           + " and writes the result with a report into DIR.",
       "",
       "  DIR/model-int8.onnx  for ONNX Runtime (model-int4.onnx with form: int4, model.onnx where"
-          + " no stage quantizes)",
+          + " no stage quantizes and the model is not int8 already)",
       "  DIR/report.html      what was done and what came of it, for a browser",
       "  DIR/report.json      the same for programs",
       "",
@@ -185,7 +185,12 @@ final class Compress implements Callable<Integer> {
               + "  "
               + Quantity.bytes(made.path("bytes").asDouble()));
     }
-    table.add("size", number(fidelity, "size_ratio", "%.3f of the original"));
+    table.add(
+        "size",
+        number(fidelity, "size_ratio", "%.3f of the original")
+            + (report.path("model").has("weights")
+                ? ", which is " + report.path("model").path("weights").asText() + " too"
+                : ""));
     table.add("speed", number(fidelity, "speedup", "%.2fx the original, one thread"));
     for (Measure measure : Measure.values()) {
       JsonNode number = fidelity.path(measure.key());

@@ -21,6 +21,7 @@ import org.espalier.recipe.LineExamples;
 import org.espalier.recipe.Recipe;
 import org.espalier.recipe.RecipeSchema;
 import org.espalier.source.ModelSource;
+import org.espalier.train.TrainedForm;
 import picocli.CommandLine.ArgGroup;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -30,8 +31,8 @@ import picocli.CommandLine.Option;
 @Command(
     name = "init",
     description = {
-      "Writes a recipe that quantizes a model and trains it to follow the original, with every"
-          + " other key as a comment."
+      "Writes a recipe that quantizes a model and trains it to follow the original, or trains one"
+          + " that is int8 already on new examples, with every other key as a comment."
     },
     footer = {
       "",
@@ -81,6 +82,9 @@ final class RecipeInit implements Callable<Integer> {
 
   @ArgGroup private Data data;
 
+  /** Whether the model is int8 already. */
+  private boolean int8;
+
   @Override
   public Integer call() {
     Path target = ModelSource.path(output);
@@ -89,12 +93,15 @@ final class RecipeInit implements Callable<Integer> {
     }
     boolean examples = data != null && data.examples != null;
     String given = examples ? data.examples : data == null ? "texts.txt" : data.texts;
+    OnnxModel onnx = model(target);
+    Path examplesFile = examples ? target.resolveSibling(given) : null;
     String text =
         RecipeSchema.template(
             model,
             examples ? "examples" : "texts",
             given,
-            examples ? fittingExamples(target) : fittingTexts(target));
+            stage(onnx, examplesFile),
+            examples ? fittingExamples(onnx, examplesFile) : fittingTexts(onnx));
     try (AtomicFile made = AtomicFile.create(target)) {
       made.write(ByteBuffer.wrap(text.getBytes(StandardCharsets.UTF_8)));
       made.commit();
@@ -116,8 +123,11 @@ final class RecipeInit implements Callable<Integer> {
       return null;
     }
     OnnxModel onnx = ModelSource.asTaken(OnnxModel.read(file), common::note);
+    int8 = TrainedForm.of(onnx).isInt8();
     Optional<String> quantized = FloatWeights.quantized(onnx);
-    if (quantized.isPresent() && OnnxWeights.of(onnx).stream().noneMatch(RecipeInit::isProduct)) {
+    if (!int8
+        && quantized.isPresent()
+        && OnnxWeights.of(onnx).stream().noneMatch(RecipeInit::isProduct)) {
       throw new InputException(
           file
               + " has no float weights of products or convolutions: "
@@ -134,9 +144,36 @@ final class RecipeInit implements Callable<Integer> {
     };
   }
 
+  /**
+   * What is done to the model: one that is int8 already learns from labels or, where there are none, follows a teacher.
+   *
+   * @param examples null where there are texts
+   */
+  private String stage(OnnxModel onnx, Path examples) {
+    if (!int8) {
+      return "quantize";
+    }
+    boolean labelled = examples == null ? LanguageModelEvaluator.isOne(onnx) : hasLabels(examples);
+    if (!labelled) {
+      common.note(
+          "the model is int8 already, and there are no labels: teacher: {file: …} names what it"
+              + " shall follow, its float original say; by default it follows itself");
+    }
+    return labelled ? "fine-tune" : "distil";
+  }
+
+  /** Whether examples have labels, as far as the names of tensors tell. */
+  private static boolean hasLabels(Path examples) {
+    if (!Files.isRegularFile(examples) || LineExamples.areIn(examples)) {
+      return true;
+    }
+    try (SafetensorsFile open = SafetensorsFile.open(examples)) {
+      return open.tensors().stream().anyMatch(tensor -> tensor.name().equals("labels"));
+    }
+  }
+
   /** What the model asks for: a language model learns the next token. */
-  private Map<String, String> fittingTexts(Path recipe) {
-    OnnxModel onnx = model(recipe);
+  private static Map<String, String> fittingTexts(OnnxModel onnx) {
     return onnx != null && LanguageModelEvaluator.isOne(onnx)
         ? Map.of("data.task", Recipe.Task.CAUSAL_LM.key())
         : Map.of();
@@ -146,10 +183,9 @@ final class RecipeInit implements Callable<Integer> {
    * What the files ask for, where they are there: static ranges for convolutions, and fewer examples
    * held out of few.
    */
-  private Map<String, String> fittingExamples(Path recipe) {
+  private Map<String, String> fittingExamples(OnnxModel onnx, Path examples) {
     Map<String, String> settings = new HashMap<>();
-    OnnxModel onnx = model(recipe);
-    if (onnx != null) {
+    if (onnx != null && !int8) {
       long convolved = 0;
       long others = 0;
       for (OnnxWeight weight : OnnxWeights.of(onnx)) {
@@ -164,7 +200,6 @@ final class RecipeInit implements Callable<Integer> {
         settings.put("quantize.form", "static");
       }
     }
-    Path examples = recipe.resolveSibling(data.examples);
     if (Files.exists(examples)) {
       long count = count(examples);
       if (count < FEW) {

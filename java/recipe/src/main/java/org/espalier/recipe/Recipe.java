@@ -370,7 +370,10 @@ public record Recipe(
       quantize = stage instanceof Stage.Quantize q ? q : quantize;
     }
     if (quantize == null) {
-      throw export.wrong("formats", "compressed-tensors holds int8 weights; no stage quantizes");
+      throw export.wrong(
+          "formats",
+          "compressed-tensors holds the int8 weights that a stage has made, and no stage quantizes;"
+              + " a model that was int8 before is written as ONNX");
     }
     if (quantize.quantization().form() == Quantization.Form.INT4) {
       throw export.wrong(

@@ -13,6 +13,7 @@ import org.espalier.torch.Libtorch;
 import org.espalier.torch.TorchDevice;
 import org.espalier.train.Compression;
 import org.espalier.train.Stage;
+import org.espalier.train.TrainedForm;
 
 /**
  * Carries a recipe out in a folder: trains, keeps checkpoints, exports, measures and reports. While it
@@ -183,7 +184,7 @@ public final class RecipeRun {
             export.outputs(),
             fidelity,
             machine(),
-            modelNode(inputs),
+            modelNode(inputs, compression.form()),
             inputs.data,
             (System.nanoTime() - start) * 1e-9);
     // Its presence says that the run is complete, so it comes last.
@@ -196,7 +197,7 @@ public final class RecipeRun {
     return machine;
   }
 
-  private ObjectNode modelNode(RunInputs inputs) {
+  private ObjectNode modelNode(RunInputs inputs, TrainedForm form) {
     ObjectNode node = JsonNodeFactory.instance.objectNode();
     node.put("file", recipe.model().file());
     node.put(
@@ -204,6 +205,9 @@ public final class RecipeRun {
         FileTree.bytes(
             inputs.model.files().isEmpty() ? List.of(inputs.modelFile) : inputs.model.files()));
     node.put("sha256", RunInputs.hexSha256(inputs.modelFile));
+    if (form.isInt8() && recipe.student() == null) {
+      node.put("weights", "int8");
+    }
     if (recipe.teacher() != null) {
       node.put("teacher", recipe.teacher());
     }

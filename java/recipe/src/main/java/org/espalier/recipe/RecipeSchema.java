@@ -71,7 +71,8 @@ public final class RecipeSchema {
                 "file",
                 FILE,
                 "The model, ONNX (.onnx) or, for labelled examples, TorchScript (.pt), which is"
-                    + " read as a graph and is code: trusted files only. It is not changed."),
+                    + " read as a graph and is code: trusted files only. It is not changed. One"
+                    + " that is int8 already is trained as that, on the scales that it has."),
             optional(
                 "tokenizer",
                 FILE,
@@ -213,7 +214,7 @@ public final class RecipeSchema {
             new Variant(
                 "quantize",
                 "Puts weights and activations on int8 grids, or weights alone on grids of 4 bits,"
-                    + " and trains them there.",
+                    + " and trains them there. Not of a model that is int8 already.",
                 keys(
                     quantization(), training("0", "3e-5", " By default 3e-4 for scales of int4."))),
             new Variant(
@@ -233,12 +234,14 @@ public final class RecipeSchema {
                 "formats",
                 new ListOf(new Choice(FORMS)),
                 "[onnx, safetensors]",
-                "onnx: model-int8.onnx or model-int4.onnx, or model.onnx where no stage quantizes."
-                    + " onnx-float: model-float.onnx. safetensors: model.safetensors, the float"
-                    + " weights. compressed-tensors: a folder in the Hugging Face layout."
+                "onnx: model-int8.onnx or model-int4.onnx, or model.onnx where no stage quantizes"
+                    + " and the model is not int8 already. onnx-float: model-float.onnx."
+                    + " safetensors: model.safetensors, the float weights. compressed-tensors: a"
+                    + " folder in the Hugging Face layout, of what a stage has quantized."
                     + " torchscript: model.pt, a module for libtorch and PyTorch; after a quantize"
                     + " stage it has the weights rounded to their grids, as float32, and float32"
-                    + " activations.")));
+                    + " activations; of a model that is int8 already activations rounded as that"
+                    + " does.")));
   }
 
   private static Group report() {
@@ -487,15 +490,17 @@ public final class RecipeSchema {
   }
 
   /**
-   * A recipe to start from: int8, all other keys as comments.
+   * A recipe to start from: one stage, all other keys as comments.
    *
    * @param model as the recipe names it
    * @param kind of the data: texts or examples
    * @param data as the recipe names them
-   * @param more values of other keys, by {@code data.validation} and the like; of stages, quantize's alone
+   * @param stage the kind of the stage
+   * @param more values of other keys, by {@code data.validation} and the like; of stages, those of this one alone
    */
-  public static String template(String model, String kind, String data, Map<String, String> more) {
-    return RecipeTemplate.of(model, kind, data, more);
+  public static String template(
+      String model, String kind, String data, String stage, Map<String, String> more) {
+    return RecipeTemplate.of(model, kind, data, stage, more);
   }
 
   private static Key required(String name, SettingType type, String description) {

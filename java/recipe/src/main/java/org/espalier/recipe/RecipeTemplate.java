@@ -13,7 +13,7 @@ final class RecipeTemplate {
   private RecipeTemplate() {}
 
   /** See {@link RecipeSchema#template}. */
-  static String of(String model, String kind, String data, Map<String, String> more) {
+  static String of(String model, String kind, String data, String stage, Map<String, String> more) {
     StringBuilder out = new StringBuilder();
     out.append(
         "# A recipe for 'espalier compress'. Keys behind # show what stands by default, or may be"
@@ -21,13 +21,13 @@ final class RecipeTemplate {
     Map<String, String> given = new HashMap<>(more);
     given.put("model.file", quote(model));
     given.put("data." + kind, quote(data));
-    given.put("quantize.steps", "200");
+    given.put(stage + ".steps", "200");
     for (Key key : RecipeSchema.ROOT.keys()) {
       out.append("\n# ").append(key.description()).append("\n");
       if (key.type() instanceof Variants variants) {
         out.append(key.name()).append(":\n");
         for (Variant v : variants.variants()) {
-          boolean used = v.kind().equals("quantize");
+          boolean used = v.kind().equals(stage);
           String lead = used ? "" : "# ";
           out.append("  # ").append(v.description()).append("\n");
           out.append("  ").append(lead).append("- kind: ").append(v.kind()).append("\n");

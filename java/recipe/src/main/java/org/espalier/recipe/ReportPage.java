@@ -109,7 +109,9 @@ final class ReportPage {
     tile(
         "Size",
         number(f.path("size_ratio"), "%.3f"),
-        "of the original: "
+        "of "
+            + original()
+            + ": "
             + bytes(report.path("model").path("bytes"))
             + " to "
             + bytes(made.path("bytes")));
@@ -154,6 +156,12 @@ final class ReportPage {
       tile("Same class", number(f.path("agreement"), "%.4f"), "as the original gives");
     }
     out.append("</div>\n");
+  }
+
+  /** What results are compared with. */
+  private String original() {
+    String weights = report.path("model").path("weights").asText();
+    return weights.isEmpty() ? "the original" : "the original, which is " + weights + " too";
   }
 
   private void warnings() {
@@ -398,6 +406,10 @@ final class ReportPage {
     }
     double largest = 0;
     boolean quantized = false;
+    boolean byStage = false;
+    for (JsonNode stage : report.path("stages")) {
+      byStage |= stage.path("kind").asText().equals("quantize");
+    }
     for (JsonNode layer : report.path("layers")) {
       largest = Math.max(largest, layer.path("error").asDouble());
       quantized |= layer.path("bits").asInt() < 32;
@@ -435,8 +447,11 @@ final class ReportPage {
     foot();
     out.append(
         "<p class=\"muted small\">«Change» is the root mean squared difference to the weights "
-            + (quantized ? "that were quantized, before they were rounded" : "at the start")
+            + (byStage ? "that were quantized, before they were rounded" : "at the start")
             + ", as a share of their own root mean square.</p></details>\n");
+    for (JsonNode line : report.path("resting")) {
+      out.append("<p class=\"muted small\">").append(escape(line.asText())).append("</p>\n");
+    }
   }
 
   private void bar(String text, double share) {
