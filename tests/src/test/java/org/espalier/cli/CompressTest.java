@@ -811,17 +811,6 @@ stages:
     assertTrue(report.at("/fidelity/relative_error").asDouble() < 0.1, report.toString());
   }
 
-  @Test
-  void initNamesAModelThatIsQuantizedAlready() throws IOException {
-    Path model = Files.write(folder.resolve("mlp.onnx"), SmallModels.mlp().toByteArray());
-    Path int8 = folder.resolve("int8.onnx");
-    Run.of("quantize", model, "-o", int8, "--to", "onnx-dynamic", "--calibration", "none").done();
-    Path made = folder.resolve("made.yaml");
-    String[] said = {"int8.onnx has no float weights", "quantized already", "was made of"};
-    Run.refused(folder, said, "recipe", "init", "-o", made, "--model", "int8.onnx");
-    assertFalse(Files.exists(made));
-  }
-
   /** Models that scale pixels themselves take bytes. */
   @Test
   void imagesMayBeBytes() throws IOException {

@@ -63,6 +63,24 @@ abstract class SmallClassifierRuns {
     examples(256, 8, 4);
   }
 
+  /** Makes int8.onnx of the model, and a recipe for it: without a stage that quantizes. */
+  void makeInt8() throws IOException {
+    Path int8 = folder.resolve("int8.onnx");
+    Run.of(
+            "quantize",
+            folder.resolve("mlp.onnx"),
+            "-o",
+            int8,
+            "--to",
+            "onnx-dynamic",
+            "--calibration",
+            "none")
+        .done();
+    Files.writeString(
+        recipe,
+        RECIPE.replace("mlp.onnx", "int8.onnx").replace("kind: quantize", "kind: fine-tune"));
+  }
+
   void examples(int n, int width, int classes) {
     examples(5, n, width, classes);
   }

@@ -91,6 +91,36 @@ class GraphScriptTest {
     }
   }
 
+  /** A square weight tells which way it lies by its values alone. */
+  @Test
+  void theWeightOfAGemmIsAsItLies() {
+    Random random = new Random(8);
+    for (int transposed = 0; transposed < 2; transposed++) {
+      GraphProto.Builder g =
+          GraphProto.newBuilder()
+              .addInput(value("x", DataType.FLOAT, -1, 4))
+              .addInitializer(floats("fc.weight", random, 1, 4, 4))
+              .addInitializer(floats("fc.bias", random, 1, 4))
+              .addNode(
+                  node(
+                      "Gemm",
+                      "",
+                      List.of("x", "fc.weight", "fc.bias"),
+                      "y",
+                      attribute("transB", transposed)))
+              .addOutput(value("y", DataType.FLOAT, -1, 4));
+      OnnxModel model = OnnxModel.of(SmallModels.model(13, g), "gemm");
+      Path written = folder.resolve("gemm-" + transposed + ".pt");
+      GraphScript.write(model, written);
+      try (PointerScope scope = new PointerScope();
+          NoGradGuard noGrad = new NoGradGuard();
+          OnnxGraph graph = new OnnxGraph(model);
+          TorchScriptModel script = TorchScriptModel.read(written)) {
+        assertSame(graph, script, Map.of("x", torch.randn(3, 4)));
+      }
+    }
+  }
+
   /** Conv, batch norm, padded pool, Dropout and Gemm, with the names of PyTorch's modules. */
   private static OnnxModel cnn() {
     Random random = new Random(4);

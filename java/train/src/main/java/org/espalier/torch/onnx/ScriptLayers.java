@@ -88,7 +88,7 @@ final class ScriptLayers {
     String b = transposeB ? "torch.t(" + c.in(1) + ")" : c.in(1);
     long[] bias = c.shape(2);
     if (bias != null && bias.length == 1 && bias[0] > 1 && alpha == 1 && beta == 1 && !transposeA) {
-      return linear(c, transposeB ? c.in(1) : b);
+      return linear(c, transposeB ? c.in(1) : "torch.t(" + c.in(1) + ")");
     }
     if (c.has(2)) {
       return "torch.addmm("

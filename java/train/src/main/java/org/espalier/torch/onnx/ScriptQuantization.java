@@ -15,7 +15,7 @@ final class ScriptQuantization {
         c ->
             c.call(
                 "_dequantize",
-                c.let(quantize(c)),
+                clipped(c, c.let(quantize(c))),
                 c.in(1),
                 c.orNone(2),
                 "" + axis(c.node()),
@@ -36,6 +36,22 @@ final class ScriptQuantization {
           String b = c.let(c.call("_exact", c.in(1), c.orNone(3), "-2"));
           return "torch.matmul(" + a + ", " + b + ").to(3)";
         });
+  }
+
+  /** The integers that a Clip keeps, where there is one. */
+  private static String clipped(ScriptCall c, String integers) {
+    long least = c.node().integer("least", Long.MIN_VALUE);
+    long most = c.node().integer("most", Long.MAX_VALUE);
+    return least == Long.MIN_VALUE && most == Long.MAX_VALUE
+        ? integers
+        : c.let(
+            "torch.clamp("
+                + integers
+                + ", "
+                + (least == Long.MIN_VALUE ? "None" : least)
+                + ", "
+                + (most == Long.MAX_VALUE ? "None" : most)
+                + ")");
   }
 
   private static long axis(Node n) {
