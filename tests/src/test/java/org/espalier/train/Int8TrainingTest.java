@@ -7,7 +7,10 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
@@ -19,9 +22,11 @@ import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Random;
 import java.util.Set;
 import java.util.TreeSet;
 import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.LongOptional;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.InputException;
@@ -31,8 +36,12 @@ import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.evaluate.TensorActivations;
+import org.espalier.format.onnx.HalfModels;
+import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
+import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.onnx.PyTorchInt8;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.torch.onnx.OnnxRuntime;
@@ -421,5 +430,105 @@ class Int8TrainingTest {
     assertTrue(form.isInt8());
     assertEquals(
         List.of("1 weight stays as it is: a zero point of 3 in place of 0 ('v')"), form.resting());
+  }
+
+  /** A model that computes in float16 around its integers has its own types again. */
+  @Test
+  void aModelOfHalvesKeepsItsTypes() throws OrtException {
+    OnnxModel model =
+        OnnxModel.of(
+            HalfModels.inside(
+                SmallModels.perceptron(new Random(5), 12, 32, 4, "logits"), DataType.FLOAT16),
+            "half");
+    HalfPrecision.widen(model);
+    dynamic(model);
+    HalfPrecision.narrow(model);
+    Compression.Job job =
+        new Compression.Job(
+            model,
+            null,
+            Form.DYNAMIC.examples(256, 1),
+            Form.DYNAMIC.examples(96, 2),
+            Pooling.MEAN,
+            null,
+            null);
+    try (OnnxCompression c = new OnnxCompression(plan(fineTune("fit", 40)), job)) {
+      assertArrayEquals(bytes(model), bytes(c.export()));
+      assertTrue(c.run(SILENT));
+      assertTrue(changes(model, c.export()).containsKey(DataType.INT8));
+      answersAsTrainingSawIt(c.export(), Form.DYNAMIC, c.stages().get(0).after());
+    }
+  }
+
+  /** A language model learns the next token, as ONNX Runtime then says it. */
+  @Test
+  void languageModelsLearn() throws OrtException {
+    OnnxModel model = dynamic(CausalTrainingTest.decoder(5, 16));
+    Examples.Texts validation = CausalTrainingTest.texts(16, 2);
+    Compression.Job job =
+        new Compression.Job(
+            model, null, CausalTrainingTest.texts(64, 1), validation, Pooling.MEAN, null, null);
+    try (OnnxCompression c = new OnnxCompression(plan(fineTune("fit", 40)), job)) {
+      assertTrue(c.run(SILENT));
+      OnnxModel exported = c.export();
+      assertTrue(changes(model, exported).containsKey(DataType.INT8));
+      TrainingListener.StageReport report = c.stages().get(0);
+      assertTrue(report.after().loss() < report.before().loss(), report.toString());
+      int right = 0;
+      int known = 0;
+      for (int i = 0; i < validation.size(); i++) {
+        try (PointerScope scope = new PointerScope()) {
+          List<String> names = exported.inputs().stream().map(ValueInfoProto::getName).toList();
+          Tensor best =
+              OnnxRuntime.run(exported, Batch.of(validation, new int[] {i}, names).inputs())
+                  .get("logits")
+                  .squeeze(0)
+                  .argmax(new LongOptional(1), false);
+          for (int k = 0; k + 1 < validation.length(i); k++) {
+            right += best.get(k).item_long() == validation.ids().get(i)[k + 1] ? 1 : 0;
+            known++;
+          }
+        }
+      }
+      assertEquals(report.after().quality(), (double) right / known, 2.01 / known);
+    }
+  }
+
+  /** A table of integers of which floats are looked up is trained on its grid, where tables are trained. */
+  @Test
+  void tablesAreTrainedOnTheirGrids() throws OrtException {
+    OnnxModel floats = EmbeddingTrainingTest.clicks();
+    OnnxWeight table =
+        OnnxWeights.of(floats).stream().filter(OnnxWeight::isEmbedding).findFirst().orElseThrow();
+    OnnxInitializer values = floats.initializer(table.value());
+    byte[] bytes = new byte[(int) values.elements()];
+    for (int i = 0; i < bytes.length; i++) {
+      bytes[i] = (byte) Math.max(-127, Math.min(127, Math.round(values.floats().get(i) / 0.01f)));
+    }
+    GraphProto.Builder graph = floats.toProto().getGraph().toBuilder();
+    List<TensorProto> constants =
+        graph.getInitializerList().stream()
+            .filter(t -> !t.getName().equals(table.value()))
+            .toList();
+    List<NodeProto> nodes = graph.getNodeList();
+    graph
+        .clearInitializer()
+        .addAllInitializer(constants)
+        .addInitializer(
+            SmallModels.tensor("q", DataType.INT8, ByteBuffer.wrap(bytes), values.dims()))
+        .addInitializer(SmallModels.number("step", 0.01f))
+        .clearNode()
+        .addNode(SmallModels.line(table.value() + " DequantizeLinear q step"))
+        .addAllNode(nodes);
+    OnnxModel model = OnnxModel.of(SmallModels.model(13, graph), "table");
+    Stage learn =
+        new Stage.Train("fit", training(30, Optimizer.AdamW.of(2e-2), Objective.ofLabels()));
+    try (OnnxCompression c =
+        new OnnxCompression(plan(learn), EmbeddingTrainingTest.job(model, null))) {
+      assertTrue(c.run(SILENT));
+      Map<DataType, Set<String>> changed = changes(model, c.export());
+      assertEquals(Set.of("q"), changed.get(DataType.INT8));
+      assertTrue(c.stages().get(0).after().loss() < c.stages().get(0).before().loss());
+    }
   }
 }

@@ -38,6 +38,7 @@ import org.espalier.compress.onnx.WeightGrid;
 import org.espalier.compress.onnx.WeightQuantizer;
 import org.espalier.device.DType;
 import org.espalier.device.Tensor;
+import org.espalier.format.onnx.ActiveDropout;
 import org.espalier.format.onnx.ClassifierOutput;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.ModelStream;
@@ -494,6 +495,16 @@ final class TrainedModel implements AutoCloseable {
     putConstants(model, TrainedWeight::latent);
   }
 
+  /** What the optimizer moves, as constants of the model. */
+  private List<OnnxInitializer> latents() {
+    List<OnnxInitializer> latents = new ArrayList<>();
+    byConstant()
+        .forEach(
+            (constant, w) ->
+                latents.add(w.latent().constant(constant, form.constant(constant).dims())));
+    return latents;
+  }
+
   private void putConstants(OnnxModel model, Function<TrainedWeight, TrainingBuffer> values) {
     byConstant()
         .forEach(
@@ -514,10 +525,10 @@ final class TrainedModel implements AutoCloseable {
     if (given.isInt8()) {
       Map<String, float[]> values = new HashMap<>();
       byConstant().forEach((constant, w) -> values.put(constant, w.working.values()));
-      return inGivenPrecision(given.integers().withValues(values));
+      return asGiven(given.integers().constants(values));
     }
     if (quantizer == null) {
-      OnnxModel model = HalfPrecision.isIn(job.model()) ? givenPrecision() : floatModel();
+      OnnxModel model = HalfPrecision.isIn(job.model()) ? asGiven(latents()) : floatModel();
       SumShapes.say(model);
       return model;
     }
@@ -535,11 +546,7 @@ final class TrainedModel implements AutoCloseable {
             quantizer.setTable(constant, w.integers(), w.gridScales());
           }
         });
-    return inGivenPrecision(quantizer.quantizedCopy(this::putConstants));
-  }
-
-  /** A quantized model itself, with inputs, outputs and floats of the types that it was given with. */
-  private OnnxModel inGivenPrecision(OnnxModel quantized) {
+    OnnxModel quantized = quantizer.quantizedCopy(this::putConstants);
     if (HalfPrecision.isIn(job.model())) {
       HalfPrecision.castOutputs(quantized, job.model());
       HalfPrecision.narrow(quantized);
@@ -547,16 +554,14 @@ final class TrainedModel implements AutoCloseable {
     return quantized;
   }
 
-  /** The model as it was given, with the present weights in the types that it has for them. */
-  private OnnxModel givenPrecision() {
+  /** The model as it was given, with other constants in the types that it has for them. */
+  private OnnxModel asGiven(List<OnnxInitializer> constants) {
     OnnxModel model = job.model().copy();
-    byConstant()
-        .forEach(
-            (constant, w) -> {
-              OnnxInitializer old = model.constant(constant);
-              OnnxInitializer now = w.latent().constant(constant, old.dims());
-              model.replaceConstant(old.type() == DataType.FLOAT ? now : now.rounded(old.type()));
-            });
+    ActiveDropout.evaluate(model);
+    for (OnnxInitializer now : constants) {
+      DataType type = model.constant(now.name()).type();
+      model.replaceConstant(now.type() == type ? now : now.rounded(type));
+    }
     return model;
   }
 

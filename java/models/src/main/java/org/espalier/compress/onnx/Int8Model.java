@@ -157,7 +157,7 @@ public final class Int8Model {
     return new Int8Model(model.copy(), reading.floats, reading.integers, reading.resting);
   }
 
-  /** The model where roundings read constants themselves, not Casts or Identities of them, which PyTorch may write. */
+  /** The model where roundings read constants themselves, not Identities, nor Casts of zero points, which PyTorch may write. */
   private static OnnxModel withPlainConstants(OnnxModel model) {
     OnnxModel copy = model.copy();
     OnnxModel.Names names = copy.names();
@@ -173,8 +173,11 @@ public final class Int8Model {
               && !model.outputNames().contains(output)
               && consumers.getOrDefault(output, List.of()).stream()
                   .allMatch(reader -> ROUNDING.contains(reader.getOpType()));
-      byte[] cast =
-          isForRoundings && n.getOpType().equals("Cast") ? bytes(from, castType(n)) : null;
+      boolean isZero =
+          isForRoundings
+              && consumers.getOrDefault(output, List.of()).stream()
+                  .allMatch(reader -> !reader.getInput(0).equals(output));
+      byte[] cast = isZero && n.getOpType().equals("Cast") ? bytes(from, castType(n)) : null;
       if (isForRoundings && n.getOpType().equals("Identity")) {
         renamed.put(output, n.getInput(0));
       } else if (cast != null) {
@@ -238,11 +241,23 @@ public final class Int8Model {
   /**
    * The model with other weights.
    *
-   * @param values by the names of constants in {@link #floats}: those that have {@link #integers} are rounded to the nearest on
-   *     their grids, as floats where the model itself rounds them; all others replace floats
+   * @param values as {@link #constants} takes them
    * @throws InputException where a bias has no integer
    */
   public OnnxModel withValues(Map<String, float[]> values) {
+    OnnxModel copy = model.copy();
+    copy.replaceConstants(constants(values));
+    return copy;
+  }
+
+  /**
+   * The constants of the model that other weights are, by its own names for them.
+   *
+   * @param values by the names of constants in {@link #floats}: those that have {@link #integers} are rounded to the nearest on
+   *     their grids, as floats where the model itself rounds them; all others are floats
+   * @throws InputException where a bias has no integer
+   */
+  public List<OnnxInitializer> constants(Map<String, float[]> values) {
     List<OnnxInitializer> replaced = new ArrayList<>();
     values.forEach(
         (name, now) -> {
@@ -280,9 +295,7 @@ public final class Int8Model {
             replaced.add(OnnxInitializer.int32s(grid.constant, dims, biases));
           }
         });
-    OnnxModel copy = model.copy();
-    copy.replaceConstants(replaced);
-    return copy;
+    return replaced;
   }
 
   /** One pass over the nodes. */
