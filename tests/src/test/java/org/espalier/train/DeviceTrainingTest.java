@@ -23,6 +23,7 @@ import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /**
@@ -150,6 +151,49 @@ class DeviceTrainingTest {
                     training(60, 13, Optimizer.AdamW.of(3e-3), Objective.ofEmbeddings(2, 1, 1)))),
             3),
         job);
+  }
+
+  /** Weights at the ends of their grids come back to them there too. */
+  @ParameterizedTest
+  @EnumSource
+  void aModelThatIsInt8IsTrainedAsThat(Int8TrainingTest.Form form)
+      throws IOException, OrtException {
+    Compression.Job all = form.job(null);
+    Compression.Job job =
+        new Compression.Job(
+            all.model(),
+            null,
+            form.examples(32, 1),
+            form.examples(16, 2),
+            Pooling.MEAN,
+            null,
+            null);
+    Objective both = Objective.ofLogits(0.5, 2);
+    assertSameAsOnTheCpu(
+        new CompressionPlan(
+            List.of(
+                new Stage.Train("fit", training(30, 1, Optimizer.AdamW.of(2e-2), both)),
+                new Stage.Prune(
+                    "prune",
+                    Pruning.gradual(0.5, 4),
+                    training(30, 1, new Optimizer.Sgd(0.02, 0.9, 1e-3, true, 1), both))),
+            7),
+        job);
+  }
+
+  @Test
+  void anInt8EncoderFollowsAnother() throws IOException, OrtException {
+    Compression.Job job =
+        new Compression.Job(
+            Int8TrainingTest.dynamic(EncoderTrainingTest.encoder(5)),
+            Int8TrainingTest.dynamic(EncoderTrainingTest.encoder(6)),
+            EncoderTrainingTest.texts(48, 1),
+            EncoderTrainingTest.texts(16, 2),
+            Pooling.MEAN,
+            null,
+            null);
+    Training follow = training(60, 13, Optimizer.AdamW.of(3e-3), Objective.ofEmbeddings(2, 1, 1));
+    assertSameAsOnTheCpu(new CompressionPlan(List.of(new Stage.Train("follow", follow)), 3), job);
   }
 
   @Test

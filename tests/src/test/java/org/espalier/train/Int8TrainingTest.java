@@ -109,7 +109,7 @@ class Int8TrainingTest {
     }
   }
 
-  private static OnnxModel dynamic(OnnxModel model) {
+  static OnnxModel dynamic(OnnxModel model) {
     new DynamicQuantizer(model, DynamicQuantizer.Options.defaults()).apply();
     return model;
   }
