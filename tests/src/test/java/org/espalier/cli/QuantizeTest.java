@@ -20,6 +20,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.stream.Stream;
 import org.espalier.device.Cuda;
 import org.espalier.device.TestDevice;
 import org.espalier.format.onnx.SmallModels;
@@ -341,6 +342,24 @@ class QuantizeTest {
       assertTrue(judged.toString().contains("cosine"), judged.toString());
     }
     assertTrue(ratios[0] < 0.17 && ratios[1] < 0.145, ratios[0] + " and " + ratios[1]);
+    Object[] sized = {
+      "quantize", wide, "-o", folder.resolve("sized.onnx"), "--to", "onnx-int4", "--json", "--size"
+    };
+    JsonNode json = with(sized, "0.3", "--calibration", examples).json();
+    assertEquals(1, json.get("of_8_bits").size(), json.toString());
+    double ratio = json.get("size_ratio").asDouble();
+    assertTrue(ratio > 0.28 && ratio <= 0.3, "ratio " + ratio);
+    json = with(sized, "0.2", "--calibration", examples).json();
+    assertEquals(0, json.get("of_8_bits").size(), json.toString());
+    for (String[] wrong :
+        new String[][] {
+          {"0.1", examples.toString(), "weights of 4 bits make a model of"},
+          {"0.3", "none", "--size needs what '--calibration none' leaves out"}
+        }) {
+      Run run = with(sized, wrong[0], "--calibration", wrong[1]);
+      assertEquals(2, run.code(), run.err());
+      assertTrue(run.err().contains(wrong[2]), run.err());
+    }
   }
 
   private Path examples(String file, String name, String shape, int elements) throws IOException {
@@ -436,6 +455,10 @@ class QuantizeTest {
     Run.of("quantize", checkpoint, "-o", out, "--to", form, "--block", "all").done();
   }
 
+  private static Run with(Object[] command, Object... more) {
+    return Run.of(Stream.concat(Stream.of(command), Stream.of(more)).toArray());
+  }
+
   private void refused(String word, Object... args) {
     Object[] all = new Object[args.length + 1];
     all[0] = "quantize";
@@ -482,6 +505,9 @@ class QuantizeTest {
     // Before the model is looked for, which may be got from elsewhere.
     refused("--block 8: 16", folder.resolve("no.onnx"), "-o", out, "--to=onnx-int4", "--block=8");
     refused("--reduce-range is for", onnx, "-o", out, "--to", "onnx-int4", "--reduce-range");
+    refused("--size is for", onnx, "-o", out, "--to", "onnx-int8", "--size", "0.2");
+    refused("above 0 and below 1", onnx, "-o", out, "--to", "onnx-int4", "--size", "1");
+    refused("above 0 and below 1", onnx, "-o", out, "--to", "onnx-int4", "--size", "NaN");
     refused("--reduce-range is for", onnx, "-o", out, "--to", "onnx-int8", "--reduce-range");
     refused("than a block", onnx, "-o", out, "--to", "onnx-int4");
     refused("is for .onnx", checkpoint, "-o", out, "--to", "onnx-int4");

@@ -220,6 +220,12 @@ class RecipeTest {
         wrong("epochs: 2", "block: 64", "recipe.yaml:14", "form: int4"),
         wrong("epochs: 2", "form: int4\n    block: 48", "recipe.yaml:15", "16, 32, 64"),
         wrong("epochs: 2", "form: int4\n    reduce-range: true", "recipe.yaml:15", "8 bits"),
+        wrong("epochs: 2", "size: 0.2", "recipe.yaml:14", "it is for form: int4"),
+        wrong(
+            "epochs: 2",
+            "form: int4\n    size: 0.2\n    fit: false",
+            "recipe.yaml:15",
+            "fit: true"),
         wrong("epochs: 2", "form: int4\n    clip: mse", "recipe.yaml:15", "static"),
         wrong(
             "seed: 7",

@@ -4,6 +4,7 @@ import static org.espalier.train.StoppedRuns.bytes;
 import static org.espalier.train.StoppedRuns.exported;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
@@ -20,7 +21,9 @@ import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.compress.onnx.BlockQuantizer;
 import org.espalier.compress.onnx.WeightGrid;
 import org.espalier.evaluate.ExampleActivations;
 import org.espalier.evaluate.ExampleTensors;
@@ -253,6 +256,48 @@ class Int4TrainingTest {
       }
     }
     assertArrayEquals(whole, exported(plan, job(), stage, 77));
+  }
+
+  /** There is room for 8 bits in the product of fewer weights. */
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void someWeightsHaveEightBits(boolean learnScales) throws IOException, OrtException {
+    double bytes = mlp().inlineSize();
+    BlockQuantizer.Options options = new BlockQuantizer.Options(4, BLOCK, true, w -> true);
+    long least = new BlockQuantizer(mlp(), options).requireRoom(Long.MAX_VALUE);
+    Quantization q = int4(true, learnScales);
+    q = q.with(q.weights().withSize((least + 200) / bytes));
+    Stage stage =
+        new Stage.Quantize("quantize", q, steps(60, Optimizer.AdamW.of(learnScales ? 3e-3 : 3e-4)));
+    CompressionPlan plan = new CompressionPlan(List.of(stage), 7);
+    byte[] whole;
+    try (OnnxCompression c = new OnnxCompression(plan, job())) {
+      assertTrue(c.run(SILENT));
+      TrainingListener.StageReport report = c.stages().get(0);
+      assertTrue(report.after().loss() < 0.999 * report.changed().loss(), report.toString());
+      assertEquals(
+          List.of(4, 8), c.layers().stream().map(LayerReport::bits).toList(), "of two products");
+      OnnxModel exported = c.export();
+      // Weights that were trained have longer names.
+      assertTrue(exported.inlineSize() <= least + 300, exported.inlineSize() + " bytes");
+      whole = bytes(exported);
+      try (PointerScope scope = new PointerScope()) {
+        Tensor x = torch.randn(64, WIDTH);
+        double off = difference(c.roundedModel(), exported, Map.of("x", x));
+        assertTrue(off < 0.01, "off by " + off);
+      }
+    }
+    assertArrayEquals(whole, exported(plan, job(), stage, 33));
+    Stage small =
+        new Stage.Quantize(
+            "quantize",
+            q.with(q.weights().withSize((least - 1) / bytes)),
+            steps(1, Optimizer.AdamW.of(1e-3)));
+    InputException e =
+        assertThrows(
+            InputException.class,
+            () -> new OnnxCompression(new CompressionPlan(List.of(small), 7), job()).close());
+    assertTrue(e.getMessage().contains("more than the"), e.getMessage());
   }
 
   /** What was pruned is the integer 0 of its block, and no step gives it back. */

@@ -438,7 +438,7 @@ final class Quantize implements Callable<Integer> {
                 examples.orElseThrow(
                     () -> new InputException("--size needs what '--calibration none' leaves out")),
                 judged,
-                (long) (size * FileTree.bytes(onnx.files())))
+                (long) (size * onnx.inlineSize()))
             : List.of();
     Optional<OutputError> error = error(source, onnx, judged);
     List<String> names = quantizer.quantized();

@@ -324,6 +324,13 @@ public final class RecipeSchema {
             "32",
             "Input channels that share a scale of int4: 16, 32, 64, 128 or 256."),
         optional(
+            "size",
+            new Real(0, false, 1, false),
+            null,
+            "Of int4 the share of the bytes of the float model that the result may take: the"
+                + " weights whose 4 bits change the outputs most have 8, as many as fit. By default"
+                + " all have 4."),
+        optional(
             "reduce-range",
             new Flag(),
             "false",

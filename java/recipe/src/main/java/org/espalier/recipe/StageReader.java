@@ -249,8 +249,12 @@ final class StageReader {
       } catch (InputException e) {
         throw s.wrong("block", e.getMessage());
       }
+      if (s.given("size") && !s.flag("fit")) {
+        throw s.wrong(
+            "size", "which weights it gives 8 bits calibration tells; fit: true is needed");
+      }
     } else {
-      refuse(List.of("block"), "it is for form: int4");
+      refuse(List.of("block", "size"), "it is for form: int4");
     }
     Clipping clipping;
     try {
@@ -261,7 +265,11 @@ final class StageReader {
     return new Quantization(
         form,
         new Quantization.Weights(
-            s.flag("reduce-range"), s.small("block"), s.flag("embeddings"), learnsScales()),
+            s.flag("reduce-range"),
+            s.small("block"),
+            s.given("size") ? s.real("size") : 0,
+            s.flag("embeddings"),
+            learnsScales()),
         new Quantization.Ranges(
             clipping,
             s.real("observer-momentum"),

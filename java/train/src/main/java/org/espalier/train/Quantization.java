@@ -38,19 +38,33 @@ public record Quantization(
    * @param reduceRange 7 bits, for processors whose 8-bit products saturate; not of {@code INT4}
    * @param block of {@code INT4}: how many input channels share a scale, as {@link
    *     org.espalier.compress.onnx.BlockQuantizer.Options} has it
+   * @param size of {@code INT4}: the share of the model's bytes that the result may take, in (0, 1): the weights whose 4
+   *     bits change outputs most have 8, as many as fit; 0 where all have 4
    * @param embeddings whether embedding tables are quantized
    * @param learnScales whether scales are parameters rather than constants: beside the weights (LSQ) or, of {@code INT4},
    *     in their place, while integers stay as they are
    */
-  public record Weights(boolean reduceRange, int block, boolean embeddings, boolean learnScales) {
+  public record Weights(
+      boolean reduceRange, int block, double size, boolean embeddings, boolean learnScales) {
+    public Weights {
+      if (!(size >= 0 && size < 1)) {
+        throw new IllegalArgumentException("size " + size + "; it is in [0, 1)");
+      }
+    }
+
     /** The same with blocks of another length. */
     public Weights withBlock(int other) {
-      return new Weights(reduceRange, other, embeddings, learnScales);
+      return new Weights(reduceRange, other, size, embeddings, learnScales);
     }
 
     /** The same with scales that are parameters, or constants. */
     public Weights withLearnedScales(boolean learned) {
-      return new Weights(reduceRange, block, embeddings, learned);
+      return new Weights(reduceRange, block, size, embeddings, learned);
+    }
+
+    /** The same with another size. */
+    public Weights withSize(double share) {
+      return new Weights(reduceRange, block, share, embeddings, learnScales);
     }
   }
 
@@ -92,6 +106,9 @@ public record Quantization(
     if (weights.reduceRange() && form == Form.INT4) {
       throw new IllegalArgumentException("weights of 4 bits cannot have 7");
     }
+    if (weights.size() > 0 && (form != Form.INT4 || !fit)) {
+      throw new IllegalArgumentException("a size is for weights of 4 bits that are fitted");
+    }
   }
 
   /** Dynamic activations, 8 bits, embeddings too, fitted. */
@@ -113,7 +130,7 @@ public record Quantization(
   public static Quantization of(Form form) {
     return new Quantization(
         form,
-        new Weights(false, BlockQuantizer.Options.block(4), true, form == Form.INT4),
+        new Weights(false, BlockQuantizer.Options.block(4), 0, true, form == Form.INT4),
         Ranges.still(new Clipping.MeanSquaredError()),
         true,
         name -> true);

@@ -21,6 +21,7 @@ import java.util.function.Predicate;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.compress.onnx.Answers;
 import org.espalier.compress.onnx.BlockQuantizer;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
@@ -279,7 +280,15 @@ final class TrainedModel implements AutoCloseable {
    * @throws InputException where it cannot
    */
   void check(Quantization q) {
-    quantizer(q, form.copy());
+    TrainableQuantizer tried = quantizer(q, form.copy());
+    if (tried instanceof BlockQuantizer b && q.weights().size() > 0) {
+      b.requireRoom(most(q));
+    }
+  }
+
+  /** The bytes that the quantized model may take. */
+  private long most(Quantization q) {
+    return (long) (q.weights().size() * job.model().inlineSize());
   }
 
   /** How far ranges of activations move towards those of the next batch; of no effect where they are not fixed. */
@@ -309,6 +318,9 @@ final class TrainedModel implements AutoCloseable {
       s.setRanges(ranges(s, q, model));
     } else if (q.fit()) {
       ((WeightQuantizer) quantizer).calibrate(job.calibration());
+    }
+    if (quantizer instanceof BlockQuantizer b && q.weights().size() > 0) {
+      b.widen(job.calibration(), Answers.of(model), most(q));
     }
     quantizer.prepareTraining();
     reload(model);
@@ -414,6 +426,13 @@ final class TrainedModel implements AutoCloseable {
     if (quantizer != null) {
       ModelStream.write(form, out);
     }
+    if (quantizer instanceof BlockQuantizer b) {
+      Set<String> wide = new TreeSet<>(b.wide());
+      out.writeInt(wide.size());
+      for (String name : wide) {
+        SavedRun.writeText(name, out);
+      }
+    }
     if (fixed != null) {
       for (ActivationRange range : new TreeMap<>(fixed.ranges()).values()) {
         SavedRun.write(range, out);
@@ -443,6 +462,13 @@ final class TrainedModel implements AutoCloseable {
           ranges.put(activation, SavedRun.readRange(in));
         }
         s.setRanges(ranges);
+      }
+      if (quantizer instanceof BlockQuantizer b) {
+        Set<String> wide = new HashSet<>();
+        for (int left = in.readInt(); left > 0; left--) {
+          wide.add(SavedRun.readText(in));
+        }
+        b.setWide(wide);
       }
       reload(prepared);
       if (learnedRanges() != null) {

@@ -340,6 +340,39 @@ class BlockQuantizerTest {
     assertTrue(floatRows.initializers().stream().anyMatch(i -> i.name().equals("table")));
   }
 
+  /** As many as fit: none, the second product, the first, both. */
+  @ParameterizedTest
+  @CsvSource({"0, 0", "479, 0", "480, 1", "4607, 1", "4608, 1", "5088, 2", "99999, 2"})
+  void whatFitsHasEightBits(int room, int wide) throws OrtException {
+    float[] expected = run(OnnxModel.of(mlp(), "model"));
+    OnnxModel model = OnnxModel.of(mlp(), "model");
+    BlockQuantizer q =
+        new BlockQuantizer(model, new BlockQuantizer.Options(4, 32, true, w -> true));
+    q.calibrate(BlockQuantizerTest::examples);
+    long least = q.requireRoom(Long.MAX_VALUE);
+    assertThrows(
+        InputException.class, () -> q.widen(BlockQuantizerTest::examples, List.of("y"), least - 1));
+    List<String> names = q.widen(BlockQuantizerTest::examples, List.of("y"), least + room);
+    assertEquals(wide, names.size(), names.toString());
+    assertEquals(wide, q.wide().size());
+    q.apply();
+    long bytes = model.inlineSize();
+    assertTrue(bytes <= least + room + 32, bytes + " bytes, at least " + least);
+    List<Long> bits =
+        products(model).stream()
+            .map(
+                n ->
+                    n.getAttributeList().stream()
+                        .filter(a -> a.getName().equals("bits"))
+                        .findFirst()
+                        .orElseThrow()
+                        .getI())
+            .toList();
+    assertEquals(wide, bits.stream().filter(b -> b == 8).count(), bits.toString());
+    double error = error(expected, run(model));
+    assertTrue(error < (wide == 2 ? 0.012 : 0.09), "error " + error);
+  }
+
   /** A table of rows that are whole blocks, and one of rows that are not. */
   @ParameterizedTest
   @ValueSource(ints = {64, 40})

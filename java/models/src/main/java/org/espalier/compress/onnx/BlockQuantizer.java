@@ -8,13 +8,14 @@ import java.util.Arrays;
 import java.util.Collection;
 import java.util.Comparator;
 import java.util.HashMap;
-import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.TreeSet;
 import java.util.function.Function;
 import java.util.function.Predicate;
+import java.util.stream.Collectors;
 import org.espalier.InputException;
 import org.espalier.compress.Progress.Phase;
 import org.espalier.compress.onnx.ProductSite.Product;
@@ -110,8 +111,8 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
 
   private final Map<Product, Fitted> fitted = new HashMap<>();
 
-  /** What has 8 bits where all else has 4: products, and the constants of tables. */
-  private final Set<Object> wide = new HashSet<>();
+  /** What has 8 bits where all else has 4: the outputs of products, and the constants of tables. */
+  private final Set<String> wide = new TreeSet<>();
 
   /** Tables of blocks whose scales were trained, by their constants. */
   private final Map<String, BlockWeights> trainedBlocks = new HashMap<>();
@@ -176,7 +177,11 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
         .forEach((lookUp, weight) -> tables.put(lookUp, weight.name()));
   }
 
-  private int bits(Object productOrTable) {
+  private int bits(Product p) {
+    return bits(p.output);
+  }
+
+  private int bits(String productOrTable) {
     return wide.contains(productOrTable) ? 8 : options.bits();
   }
 
@@ -238,10 +243,10 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
   /**
    * Weights that have 8 bits or 4 together: products of one activation, or a table.
    *
-   * @param members products, or the constant of a table
+   * @param members the outputs of products, or the constant of a table
    * @param bytes that 8 bits take more
    */
-  private record Group(List<?> members, List<String> names, long bytes) {}
+  private record Group(Set<String> members, List<String> names, long bytes) {}
 
   /**
    * Gives weights 8 bits in place of 4 whose 4 bits change the outputs most for the bytes, as many as fit. What each
@@ -257,15 +262,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
    */
   public List<String> widen(ActivationSource source, Collection<String> outputs, long most) {
     use.check();
-    long left = most - bytes(quantizedCopy(same -> {}));
-    if (left < 0) {
-      throw new InputException(
-          "weights of 4 bits make a model of "
-              + Quantity.bytes(most - left)
-              + ", more than the "
-              + Quantity.bytes(most)
-              + " that it may take; a larger block takes less");
-    }
+    long left = most - requireRoom(most);
     List<Group> groups = groups();
     OutputError error = new OutputError(model, outputs, source.some(MEASURED));
     Map<Group, Double> gains = new HashMap<>();
@@ -281,11 +278,32 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
         left -= group.bytes();
         wide.addAll(group.members());
         names.addAll(group.names());
-        sites.stream().filter(s -> group.members().containsAll(s.products)).forEach(again::add);
+        sites.stream()
+            .filter(s -> s.products.stream().anyMatch(p -> group.members().contains(p.output)))
+            .forEach(again::add);
       }
     }
     calibrate(source, again);
     return names;
+  }
+
+  /**
+   * Checks that a model of 4 bits takes no more than so many bytes.
+   *
+   * @return what it takes
+   * @throws InputException if it takes more
+   */
+  public long requireRoom(long most) {
+    long bytes = quantizedCopy(same -> {}).inlineSize();
+    if (bytes > most) {
+      throw new InputException(
+          "weights of 4 bits make a model of "
+              + Quantity.bytes(bytes)
+              + ", more than the "
+              + Quantity.bytes(most)
+              + " that it may take");
+    }
+    return bytes;
   }
 
   private List<Group> groups() {
@@ -297,7 +315,8 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
             s.products.stream()
                 .mapToLong(p -> (long) p.columns * ((p.rows + block - 1) / block) * block / 2)
                 .sum();
-        groups.add(new Group(s.products, s.products.stream().map(p -> p.name).toList(), bytes));
+        Set<String> outputs = s.products.stream().map(p -> p.output).collect(Collectors.toSet());
+        groups.add(new Group(outputs, s.products.stream().map(p -> p.name).toList(), bytes));
       }
     }
     tableNames()
@@ -305,7 +324,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
             (value, name) -> {
               if (hasBlocks(value)) {
                 long[] dims = model.constant(value).dims();
-                groups.add(new Group(List.of(value), List.of(name), dims[0] * dims[1] / 2));
+                groups.add(new Group(Set.of(value), List.of(name), dims[0] * dims[1] / 2));
               }
             });
     return groups;
@@ -319,10 +338,14 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     return copy;
   }
 
-  private static long bytes(OnnxModel model) {
-    OnnxModel.Parts parts = model.toParts(tensor -> true);
-    return parts.message().remaining()
-        + parts.tensors().stream().mapToLong(OnnxInitializer::byteLength).sum();
+  /** What {@link #widen} gave 8 bits, for {@link #setWide} of another quantizer of the model. */
+  public Set<String> wide() {
+    return Set.copyOf(wide);
+  }
+
+  /** Gives 8 bits to what {@link #widen} gave them in a model that was prepared before. */
+  public void setWide(Set<String> productsAndTables) {
+    wide.addAll(productsAndTables);
   }
 
   @Override
@@ -483,8 +506,8 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     /** Gives what was found for a product, or null. */
     private final Function<Product, Fitted> found;
 
-    /** Which products and constants of tables are quantized. */
-    private final Predicate<Object> chosen;
+    /** Which are quantized, by the outputs of products and the constants of tables. */
+    private final Predicate<String> chosen;
 
     private final Map<String, Product> products = new HashMap<>();
     private final Map<String, double[]> biasChanges = new HashMap<>();
@@ -495,7 +518,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     /** Integers [rows, bytes] and scales [rows, blocks] of tables, by the constants that they were. */
     private final Map<String, StoredWeights> stored = new HashMap<>();
 
-    Rewriting(OnnxModel model, Function<Product, Fitted> found, Predicate<Object> chosen) {
+    Rewriting(OnnxModel model, Function<Product, Fitted> found, Predicate<String> chosen) {
       this.model = model;
       this.names = model.names();
       this.embeddings = new EmbeddingTables(model, names, trainedTables);
@@ -505,7 +528,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
 
     void run() {
       for (ProductSite s : sites) {
-        for (Product p : s.products.stream().filter(chosen).toList()) {
+        for (Product p : s.products.stream().filter(p -> chosen.test(p.output)).toList()) {
           products.put(p.output, p);
           Fitted f = fitted.get(p);
           if (f != null && f.meanError() != null && p.biasAdd != null) {
@@ -523,7 +546,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
       List<NodeProto> out = new ArrayList<>();
       for (NodeProto n : nodes) {
         String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-        if (tied.contains(output) && chosen.test(tied.product(output))) {
+        if (tied.contains(output) && chosen.test(tied.product(output).output)) {
           Product p = tied.product(output);
           out.add(lookUp(n, shared(p), bits(p)));
         } else if (tables.containsKey(output) && chosen.test(n.getInput(0))) {

@@ -764,7 +764,7 @@ public final class OnnxModel {
   }
 
   /** The bytes of a file that holds everything, within a few bytes for each part. */
-  long inlineSize() {
+  public long inlineSize() {
     long size = message(List.of()).getSerializedSize() + 64L;
     for (OnnxInitializer i : initializers.values()) {
       // Typed fields can be larger than the raw data; the message knows its own size.
