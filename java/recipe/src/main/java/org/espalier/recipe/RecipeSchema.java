@@ -220,11 +220,24 @@ public final class RecipeSchema {
             new Variant(
                 "distil",
                 "Trains what there is against the teacher.",
-                keys(List.of(), training("1000", "1e-4"))),
+                keys(adaptation(), training("1000", "1e-4", " By default 1e-3 with low-rank."))),
             new Variant(
                 "fine-tune",
                 "Trains what there is on the labels, and teaches the stages after it.",
-                keys(List.of(), training("1000", "1e-4")))));
+                keys(adaptation(), training("1000", "1e-4", " By default 1e-3 with low-rank.")))));
+  }
+
+  private static List<Key> adaptation() {
+    return List.of(
+        optional(
+            "low-rank",
+            new Whole(0, 4096),
+            "0",
+            "The rank of the product of two matrices (LoRA) that is trained for each weight of a"
+                + " matrix product, and added to it at the end, while the weights themselves rest:"
+                + " takes the memory of the model in place of seven times as much. Biases and norms"
+                + " are trained as ever, tables with train-embeddings: always. 0: weights are"
+                + " trained themselves."));
   }
 
   private static Group export() {

@@ -23,6 +23,9 @@ final class StageReader {
   /** The default learning rate where scales of int4 are trained, each of which moves a whole block of weights. */
   private static final double RATE_OF_SCALES = 3e-4;
 
+  /** The default learning rate of matrices of low rank, of which one begins at 0. */
+  private static final double RATE_OF_LOW_RANK = 1e-3;
+
   /** What stages can learn from. */
   enum Learned {
     /** Examples of tensors, with or without labels. */
@@ -56,7 +59,9 @@ final class StageReader {
       return switch (s.text("kind")) {
         case "prune" -> new Stage.Prune(s.text("name"), pruning(), training);
         case "quantize" -> new Stage.Quantize(s.text("name"), quantization(), training);
-        default -> new Stage.Train(s.text("name"), training, s.text("kind").equals("fine-tune"));
+        default ->
+            new Stage.Train(
+                s.text("name"), training, s.text("kind").equals("fine-tune"), s.small("low-rank"));
       };
     } catch (IllegalArgumentException e) {
       throw new InputException(s.place() + ": " + s.path() + ": " + e.getMessage(), e);
@@ -103,12 +108,14 @@ final class StageReader {
   }
 
   private double learningRate() {
+    if (s.given("learning-rate")) {
+      return s.real("learning-rate");
+    }
     boolean scales =
-        s.text("kind").equals("quantize")
-            && form() == Quantization.Form.INT4
-            && learnsScales()
-            && !s.given("learning-rate");
-    return scales ? RATE_OF_SCALES : s.real("learning-rate");
+        s.text("kind").equals("quantize") && form() == Quantization.Form.INT4 && learnsScales();
+    return scales
+        ? RATE_OF_SCALES
+        : s.has("low-rank") && s.small("low-rank") > 0 ? RATE_OF_LOW_RANK : s.real("learning-rate");
   }
 
   private Training.Embeddings embeddings() {

@@ -19,6 +19,7 @@ public record CompressionPlan(List<Stage> stages, long seed) {
     }
     Set<String> names = new HashSet<>();
     boolean quantized = false;
+    boolean compressed = false;
     for (Stage stage : stages) {
       if (!names.add(stage.name())) {
         throw new IllegalArgumentException("two stages have the name " + stage.name());
@@ -31,7 +32,15 @@ public record CompressionPlan(List<Stage> stages, long seed) {
         throw new IllegalArgumentException(
             "stage " + stage.name() + ": prune before the stage that quantizes");
       }
+      if (compressed && stage instanceof Stage.Train train && train.rank() > 0) {
+        throw new IllegalArgumentException(
+            "stage "
+                + stage.name()
+                + ": low-rank is for stages before those that prune and quantize: what it adds to"
+                + " weights would fill their zeros and leave their grids");
+      }
       quantized |= stage instanceof Stage.Quantize;
+      compressed |= !(stage instanceof Stage.Train);
     }
   }
 

@@ -175,12 +175,12 @@ public final class OnnxCompression implements Compression {
       }
       if (stage instanceof Stage.Prune p) {
         stages.checkPruned(p, model.pruning(p.pruning()).candidates());
-      } else if (stage instanceof Stage.Quantize q) {
-        try {
-          model.check(q.quantization());
-        } catch (InputException e) {
-          throw new InputException("stage " + stage.name() + ": " + e.getMessage(), e);
-        }
+        continue;
+      }
+      try {
+        model.check(stage);
+      } catch (InputException e) {
+        throw new InputException("stage " + stage.name() + ": " + e.getMessage(), e);
       }
     }
   }
@@ -294,6 +294,7 @@ public final class OnnxCompression implements Compression {
   private void begin(Stage stage, TrainingListener listener) {
     Progress made = new Progress();
     Training training = stage.training();
+    model.take(stageIndex);
     made.before = passes.validate(training.objective(), 0, Double.POSITIVE_INFINITY);
     if (stageIndex == 0 && !Double.isFinite(made.before.loss())) {
       throw new InputException(
@@ -462,8 +463,10 @@ public final class OnnxCompression implements Compression {
   }
 
   private static String key(Stage stage) {
-    String teaches = stage instanceof Stage.Train train && train.teaches() ? "/teaches" : "";
-    return stage.name() + "/" + stage.training() + teaches;
+    String key = stage.name() + "/" + stage.training();
+    return stage instanceof Stage.Train train
+        ? key + (train.teaches() ? "/teaches" : "") + (train.rank() > 0 ? "/" + train.rank() : "")
+        : key;
   }
 
   @Override

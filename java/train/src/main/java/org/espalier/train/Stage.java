@@ -51,11 +51,19 @@ public sealed interface Stage {
    *
    * @param teaches whether the model as this stage leaves it is the teacher of those that follow, where the {@link
    *     Compression.Job} names none: they keep what was learned, which the model as it was given would take back
+   * @param rank of the product of two matrices that is learned for the weight of each matrix product while the weight
+   *     itself rests, and added to it where the stage ends: training takes the memory of these and not of gradients
+   *     and moments of all weights. 0 where weights are trained themselves
    */
-  record Train(String name, Training training, boolean teaches) implements Stage {
-    /** One that is not the teacher of others. */
+  record Train(String name, Training training, boolean teaches, int rank) implements Stage {
+    /** One that trains weights themselves and is not the teacher of others. */
     public Train(String name, Training training) {
       this(name, training, false);
+    }
+
+    /** One that trains weights themselves. */
+    public Train(String name, Training training, boolean teaches) {
+      this(name, training, teaches, 0);
     }
 
     public Train {
@@ -63,11 +71,14 @@ public sealed interface Stage {
       if (!training.isAny()) {
         throw new IllegalArgumentException("stage " + name + " trains for 0 steps");
       }
+      if (rank < 0) {
+        throw new IllegalArgumentException("stage " + name + " has the rank " + rank);
+      }
     }
 
     @Override
     public Stage with(Training other) {
-      return new Train(name, other, teaches);
+      return new Train(name, other, teaches, rank);
     }
   }
 

@@ -82,6 +82,12 @@ final class TrainedModel implements AutoCloseable {
   /** Null where ranges of activations are not fixed. */
   private StaticGrid fixed;
 
+  /** What the present form adds to weights that rest, in a stage that asks for it and behind it; null in all others. */
+  private LowRank lowRank;
+
+  /** The place in the plan of the stage that asked for that. */
+  private int adapting;
+
   /**
    * The model of a job as it is given, in float32; what is int8 stays on its grids.
    *
@@ -178,8 +184,14 @@ final class TrainedModel implements AutoCloseable {
   }
 
   private boolean changes(GraphParameters.Entry parameter) {
-    return parameter.kind() == Parameter.Kind.EMBEDDING
-        ? changesTable(parameter.name())
+    if (parameter.kind() == Parameter.Kind.EMBEDDING) {
+      return lowRank == null
+          ? changesTable(parameter.name())
+          : trainsTable(plan.stages().get(adapting), parameter.name());
+    }
+    boolean rests = lowRank != null && parameter.kind() != Parameter.Kind.OTHER;
+    return rests
+        ? lowRank.trains(parameter.constant())
         : !StaticQuantizer.isChannelwise(parameter.constant());
   }
 
@@ -195,7 +207,43 @@ final class TrainedModel implements AutoCloseable {
   }
 
   private boolean trainsTable(Stage stage, String name) {
-    return stage.training().trainsEmbedding(name, job.teacher() == null);
+    boolean asked = stage.training().embeddings().rule() != Training.Embeddings.Rule.AUTO;
+    return (asked || rank(stage) == 0)
+        && stage.training().trainsEmbedding(name, job.teacher() == null);
+  }
+
+  private static int rank(Stage stage) {
+    return stage instanceof Stage.Train train ? train.rank() : 0;
+  }
+
+  /**
+   * Gives the model the form in which a stage trains it. The {@link #lane} and all weights may be others afterwards.
+   *
+   * @param index of the stage
+   */
+  void take(int index) {
+    int rank = rank(plan.stages().get(index));
+    if (rank > 0) {
+      adapt(index, index == 0 ? form : floatModel());
+    } else if (lowRank != null) {
+      OnnxModel merged = floatModel();
+      close();
+      lowRank = null;
+      form = given.floats();
+      load();
+      byConstant()
+          .forEach((constant, weight) -> weight.latent().set(values(merged.constant(constant))));
+      passes.use(lane(), null, ClassifierOutput.of(form).logits());
+    }
+  }
+
+  private void adapt(int index, OnnxModel plain) {
+    close();
+    adapting = index;
+    lowRank = new LowRank(plain, rank(plan.stages().get(index)), plan.seed() + index);
+    form = lowRank.adapted();
+    load();
+    passes.use(lane(), null, ClassifierOutput.of(form).logits());
   }
 
   /** The weights that a stage trains. */
@@ -275,14 +323,21 @@ final class TrainedModel implements AutoCloseable {
   }
 
   /**
-   * Checks that the model can be quantized so.
+   * Checks that the model can be quantized as a stage says, or its weights adapted.
    *
    * @throws InputException where it cannot
    */
-  void check(Quantization q) {
-    TrainableQuantizer tried = quantizer(q, form.copy());
-    if (tried instanceof BlockQuantizer b && q.weights().size() > 0) {
-      b.requireRoom(most(q));
+  void check(Stage stage) {
+    if (stage instanceof Stage.Quantize q) {
+      TrainableQuantizer tried = quantizer(q.quantization(), form.copy());
+      if (tried instanceof BlockQuantizer b && q.quantization().weights().size() > 0) {
+        b.requireRoom(most(q.quantization()));
+      }
+    } else if (rank(stage) > 0) {
+      if (given.isInt8()) {
+        throw new InputException("low-rank adds to weights of floats, and the model is int8");
+      }
+      new LowRank(form, rank(stage), 0);
     }
   }
 
@@ -422,6 +477,10 @@ final class TrainedModel implements AutoCloseable {
 
   /** Writes what {@link #restore} reads. */
   void save(DataOutputStream out) throws IOException {
+    out.writeInt(lowRank == null ? -1 : adapting);
+    if (lowRank != null && adapting > 0) {
+      ModelStream.write(lowRank.plain(), out);
+    }
     out.writeBoolean(quantizer != null);
     if (quantizer != null) {
       ModelStream.write(form, out);
@@ -453,6 +512,13 @@ final class TrainedModel implements AutoCloseable {
    * @throws InputException where it is damaged
    */
   void restore(DataInputStream in) throws IOException {
+    int adapted = in.readInt();
+    if (adapted >= plan.stages().size() || adapted >= 0 && rank(plan.stages().get(adapted)) == 0) {
+      throw new InputException("the saved run is damaged: stage " + adapted + " adapts nothing");
+    }
+    if (adapted >= 0) {
+      adapt(adapted, adapted == 0 ? form : ModelStream.read(in, job.model().name()));
+    }
     if (in.readBoolean()) {
       OnnxModel prepared = ModelStream.read(in, job.model().name());
       quantizer = quantizer(quantization(), prepared);
@@ -497,6 +563,18 @@ final class TrainedModel implements AutoCloseable {
   /** See {@link Compression#layers}. */
   List<LayerReport> layers() {
     List<LayerReport> result = new ArrayList<>();
+    if (lowRank != null) {
+      OnnxModel merged = floatModel();
+      OnnxModel then = given.floats();
+      lowRank
+          .weights()
+          .forEach(
+              (constant, name) ->
+                  result.add(
+                      LayerReport.ofFloats(
+                          name, then.constant(constant), merged.constant(constant))));
+      return result;
+    }
     byConstant()
         .forEach(
             (constant, w) -> {
@@ -511,6 +589,9 @@ final class TrainedModel implements AutoCloseable {
   OnnxModel floatModel() {
     OnnxModel model = form.copy();
     putConstants(model);
+    if (lowRank != null) {
+      return lowRank.merged(model);
+    }
     if (given.isInt8()) {
       RoundedActivations.takeDynamicOut(model);
     }
@@ -523,6 +604,12 @@ final class TrainedModel implements AutoCloseable {
 
   /** What the optimizer moves, as constants of the model. */
   private List<OnnxInitializer> latents() {
+    if (lowRank != null) {
+      OnnxModel then = given.floats();
+      return floatModel().initializers().stream()
+          .filter(now -> !now.data().equals(then.constant(now.name()).data()))
+          .toList();
+    }
     List<OnnxInitializer> latents = new ArrayList<>();
     byConstant()
         .forEach(
@@ -541,6 +628,9 @@ final class TrainedModel implements AutoCloseable {
 
   /** See {@link Compression#roundedModel}. */
   OnnxModel roundedModel() {
+    if (lowRank != null) {
+      return floatModel().withAnyBatch();
+    }
     OnnxModel model = form.withAnyBatch();
     putConstants(model, w -> w.working);
     return model;

@@ -195,14 +195,6 @@ final class TrainedWeight implements AutoCloseable {
    * @param then what they were at the start of the plan, after equalization
    */
   LayerReport report(FloatBuffer then) {
-    float[] now = working.values();
-    double error = 0;
-    double square = 0;
-    for (int i = 0; i < elements; i++) {
-      double d = (double) now[i] - then.get(i);
-      error += d * d;
-      square += (double) then.get(i) * then.get(i);
-    }
     double low = Double.NaN;
     double high = Double.NaN;
     if (isQuantized()) {
@@ -213,14 +205,14 @@ final class TrainedWeight implements AutoCloseable {
         high = Math.max(high, Math.abs(s));
       }
     }
-    return new LayerReport(
+    return LayerReport.of(
         name(),
         LongStream.of(working.tensor().shape()).boxed().toList(),
-        (double) zeros() / elements,
+        then,
+        FloatBuffer.wrap(working.values()),
         isQuantized() ? quantized.grid().bits() : 32,
         low,
-        high,
-        square == 0 ? 0 : Math.sqrt(error / square));
+        high);
   }
 
   /** Writes what {@link #restore} reads. */
