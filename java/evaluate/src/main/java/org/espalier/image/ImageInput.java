@@ -6,6 +6,7 @@ import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
+import org.espalier.format.onnx.ImageLayout;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.safetensors.SafetensorsDtype;
 
@@ -56,22 +57,19 @@ public record ImageInput(
     if (type == null || dims.size() != 4) {
       throw no(input);
     }
-    boolean last = !isChannels(dims.get(1)) && isChannels(dims.get(3));
-    Dimension channels = dims.get(last ? 3 : 1);
-    if (!isChannels(channels) && channels.hasDimValue()) {
+    ImageLayout layout = ImageLayout.of(dims.get(1).getDimValue(), dims.get(3).getDimValue());
+    if (layout == null) {
       throw no(input);
     }
+    boolean last = layout == ImageLayout.CHANNELS_LAST;
+    long channels = dims.get(last ? 3 : 1).getDimValue();
     return new ImageInput(
         input.getName(),
         type,
-        channels.hasDimValue() ? (int) channels.getDimValue() : 3,
+        channels > 0 ? (int) channels : 3,
         side(dims.get(last ? 1 : 2), input),
         side(dims.get(last ? 2 : 3), input),
         !last);
-  }
-
-  private static boolean isChannels(Dimension d) {
-    return d.getDimValue() == 1 || d.getDimValue() == 3;
   }
 
   private static int side(Dimension d, ValueInfoProto input) {

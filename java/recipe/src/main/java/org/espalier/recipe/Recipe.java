@@ -18,6 +18,7 @@ import org.espalier.evaluate.ExampleLine;
 import org.espalier.evaluate.Measure;
 import org.espalier.evaluate.Requirement;
 import org.espalier.format.InputFile;
+import org.espalier.train.Augmentation;
 import org.espalier.train.CompressionPlan;
 import org.espalier.train.Labels;
 import org.espalier.train.Objective;
@@ -118,6 +119,8 @@ public record Recipe(
    * @param train how many are trained on; 0 for all that are left
    * @param evaluationTexts null to hold some out
    * @param evaluationExamples null to hold some out
+   * @param augmentation of the training examples
+   * @param augmented where that was written
    */
   public record DataSettings(
       String texts,
@@ -131,6 +134,8 @@ public record Recipe(
       int calibration,
       String evaluationTexts,
       String evaluationExamples,
+      Augmentation augmentation,
+      Place augmented,
       Place place) {}
 
   /**
@@ -331,7 +336,26 @@ public record Recipe(
         data.has("calibration") ? data.small("calibration") : usual,
         data.text("evaluation-texts"),
         data.text("evaluation-examples"),
+        augmentation(data),
+        data.place("augment"),
         data.place(data.given("texts") ? "texts" : "examples"));
+  }
+
+  private static Augmentation augmentation(Settings data) {
+    Settings augment = data.group("augment");
+    if (augment == null) {
+      return Augmentation.NONE;
+    }
+    if (data.given("texts")) {
+      throw data.wrong("augment", "it is for images, and the data are texts");
+    }
+    return new Augmentation(
+        Augmentation.Flip.valueOf(augment.text("flip").toUpperCase(Locale.ROOT)),
+        augment.real("shift"),
+        augment.real("zoom"),
+        augment.real("rotate"),
+        augment.real("brightness"),
+        augment.real("contrast"));
   }
 
   private static List<String> classes(Settings data) {

@@ -201,7 +201,53 @@ public final class RecipeSchema {
                 FILE,
                 null,
                 "A file, or a folder of images, with the same as examples, for the report in place"
-                    + " of held-out examples: the test split of a data set.")));
+                    + " of held-out examples: the test split of a data set."),
+            optional(
+                "augment",
+                augment(),
+                null,
+                "How images change at random in training batches, each time otherwise: {flip:"
+                    + " horizontal, shift: 0.1}. Those that validate, calibrate or are measured"
+                    + " stay as they are.")));
+  }
+
+  private static Group augment() {
+    return new Group(
+        List.of(
+            optional(
+                "flip",
+                new Choice(List.of("none", "horizontal", "vertical", "both")),
+                "none",
+                "Half of the images are mirrored, left and right or top and bottom; both: each for"
+                    + " itself."),
+            optional(
+                "shift",
+                SHARE_BELOW_1,
+                "0",
+                "They move by whole pixels, up to this share of the width to either side and of the"
+                    + " height up or down."),
+            optional(
+                "zoom",
+                SHARE,
+                "0",
+                "They grow or shrink, as often one as the other, by a factor of up to 1 + zoom."),
+            optional(
+                "rotate",
+                new Real(0, true, 180, true),
+                "0",
+                "They turn by up to so many degrees to either side."),
+            optional(
+                "brightness",
+                SHARE,
+                "0",
+                "Up to this share of the deviation of an image's own values is added or taken"
+                    + " away."),
+            optional(
+                "contrast",
+                SHARE,
+                "0",
+                "The distance of values to the image's mean grows or shrinks by up to this"
+                    + " share.")));
   }
 
   private static Variants stages() {

@@ -23,6 +23,7 @@ import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.torch.TorchDevice;
 import org.espalier.torch.TorchScriptImport;
 import org.espalier.torch.onnx.GraphScript;
+import org.espalier.train.Augmentation;
 import org.espalier.train.Compression;
 import org.espalier.train.Examples;
 import org.espalier.train.OnnxCompression;
@@ -113,12 +114,7 @@ final class RunInputs {
         globs.check(weights);
       }
     }
-    OnnxCompression compression =
-        new OnnxCompression(
-            recipe.isForTexts() ? recipe.stages() : recipe.stagesFor(data.labels()),
-            job,
-            form,
-            device);
+    OnnxCompression compression = compression(job, form, device);
     try {
       if (data.evaluationExamples() != null) {
         compression.checkMeasured(data.evaluationExamples());
@@ -137,6 +133,18 @@ final class RunInputs {
       throw e;
     }
     return compression;
+  }
+
+  private OnnxCompression compression(Compression.Job job, TrainedForm form, TorchDevice device) {
+    try {
+      return new OnnxCompression(
+          recipe.isForTexts() ? recipe.stages() : recipe.stagesFor(data.labels()),
+          job,
+          form,
+          device);
+    } catch (Augmentation.Refused e) {
+      throw new InputException(recipe.data().augmented() + ": data.augment: " + e.getMessage(), e);
+    }
   }
 
   /** Training sees branches and bodies, and moves only what the main graph reads. */
@@ -262,7 +270,8 @@ final class RunInputs {
         data.validation(),
         recipe.model().pooling(),
         data.calibration(),
-        cache);
+        cache,
+        recipe.data().augmentation());
   }
 
   /** What a run must have in common with the one that it goes on with. */

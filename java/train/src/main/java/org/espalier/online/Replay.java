@@ -2,6 +2,7 @@ package org.espalier.online;
 
 import java.util.ArrayList;
 import java.util.List;
+import org.espalier.CounterRandom;
 
 /** A sample of the examples that were learned, some of which each step learns again. Not for several threads. */
 final class Replay {

@@ -35,6 +35,16 @@ record Batch(Map<String, Tensor> inputs, int[] lengths, int longest, Tensor mask
     return asked;
   }
 
+  /** The only input. */
+  Tensor only() {
+    return inputs.values().iterator().next();
+  }
+
+  /** The same with its only input called otherwise. */
+  Batch called(String input) {
+    return new Batch(Map.of(input, only()), lengths, longest, mask);
+  }
+
   /** Whether an activation holds a vector a token, and some of the tokens are padding. */
   boolean pads(Tensor activation) {
     return mask != null && activation.dim() == 3 && activation.size(1) == longest;

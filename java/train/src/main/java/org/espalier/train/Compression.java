@@ -5,6 +5,7 @@ import java.io.InputStream;
 import java.io.OutputStream;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.Objects;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.onnx.OnnxModel;
@@ -34,6 +35,7 @@ public interface Compression extends AutoCloseable {
    * @param cache a folder for the teacher's outputs and for what stages that teach leave, once the size of the model
    *     each, kept between runs; null: they are computed in each run, and lie among the system's temporary files
    *     until it ends
+   * @param augmentation of the training examples, where they are images
    */
   record Job(
       OnnxModel model,
@@ -42,12 +44,26 @@ public interface Compression extends AutoCloseable {
       Examples validation,
       Pooling pooling,
       ActivationSource calibration,
-      Path cache) {
+      Path cache,
+      Augmentation augmentation) {
     public Job {
+      Objects.requireNonNull(augmentation, "augmentation");
       if (training.getClass() != validation.getClass()
           || isCausal(training) != isCausal(validation)) {
         throw new InputException("training and validation examples are of different kinds");
       }
+    }
+
+    /** Training examples that are shown as they are. */
+    public Job(
+        OnnxModel model,
+        OnnxModel teacher,
+        Examples training,
+        Examples validation,
+        Pooling pooling,
+        ActivationSource calibration,
+        Path cache) {
+      this(model, teacher, training, validation, pooling, calibration, cache, Augmentation.NONE);
     }
 
     /** The graph of a model that is trained here: for batches of any size, and for texts that begin. */

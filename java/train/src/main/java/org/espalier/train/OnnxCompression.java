@@ -127,6 +127,7 @@ public final class OnnxCompression implements Compression {
    *     depend on it, the last bits of what is trained do
    * @throws InputException where the model uses what training does not know, or model, examples and
    *     objectives do not fit each other
+   * @throws Augmentation.Refused where the examples, or labels that are learned, cannot be augmented as the job says
    */
   public OnnxCompression(CompressionPlan plan, Job job, TrainedForm form, TorchDevice device) {
     this.plan = plan;
@@ -239,7 +240,12 @@ public final class OnnxCompression implements Compression {
 
   private Batches batches(int stage) {
     Training training = plan.stages().get(stage).training();
-    return new Batches(job.training(), training.batch(), 31 * plan.seed() + stage);
+    return new Batches(job.training(), training.batch(), seed(stage));
+  }
+
+  /** Of the batches of a stage, and of what happens to them. */
+  private long seed(int stage) {
+    return 31 * plan.seed() + stage;
   }
 
   /** The stage that teaches another by what it left; null where the job's teacher does or its model as it is given. */
@@ -387,7 +393,9 @@ public final class OnnxCompression implements Compression {
     try (PointerScope scope = new PointerScope()) {
       Loss loss;
       try {
-        loss = passes.addGradients(stage.training().objective(), indices);
+        loss =
+            passes.addGradients(
+                stage.training().objective(), indices, seed(stageIndex), progress.step);
       } catch (NonFiniteLossException e) {
         breakdown.run(indices);
         throw new NonFiniteLossException(where + e.getMessage() + ", from " + model.culprit());
@@ -459,7 +467,8 @@ public final class OnnxCompression implements Compression {
   /** What a saved run must have been made from. */
   private String key() {
     List<String> stages = plan.stages().stream().map(OnnxCompression::key).toList();
-    return HexFormat.of().formatHex(modelDigest) + " " + plan.seed() + " " + stages;
+    String augmented = job.augmentation().isAny() ? " " + job.augmentation() : "";
+    return HexFormat.of().formatHex(modelDigest) + " " + plan.seed() + " " + stages + augmented;
   }
 
   private static String key(Stage stage) {

@@ -30,6 +30,9 @@ final class Passes implements AutoCloseable {
   private final TorchDevice device;
   private final SideBySide threads;
 
+  /** Null where training examples are shown as they are. */
+  private final Augmenter augmenter;
+
   /** Gives what objectives compare with. */
   private OnnxModel teacher;
 
@@ -54,9 +57,6 @@ final class Passes implements AutoCloseable {
   /** Whether what objectives look at, where it is no hidden states, is [texts, tokens, …]. */
   private boolean perToken;
 
-  /** The same teacher for each lane, where its logits are too many to be kept; else empty. */
-  private List<Lane> teachers = List.of();
-
   /** What the teacher gives, by the value of it that objectives ask for. */
   private final Map<Value, Targets> targets = new EnumMap<>(Value.class);
 
@@ -68,19 +68,38 @@ final class Passes implements AutoCloseable {
     OUTPUT
   }
 
-  /** What the teacher gives for all examples. */
-  private record Targets(TeacherOutputs training, TeacherOutputs validation)
+  /**
+   * What the teacher gives.
+   *
+   * @param teachers the same one for each lane, which is asked of each batch: of causal texts, whose logits are too many to
+   *     be kept, and of training examples that no step shows again as they are; else empty
+   * @param output of it that objectives look at
+   * @param training what it gave for the training examples; null where it is asked
+   * @param validation the same for the validation examples
+   */
+  private record Targets(
+      List<Lane> teachers, String output, TeacherOutputs training, TeacherOutputs validation)
       implements AutoCloseable {
     @Override
     public void close() {
-      training.close();
-      validation.close();
+      for (int i = teachers.size() - 1; i >= 0; i--) {
+        teachers.get(i).close(); // a sibling first
+      }
+      for (TeacherOutputs outputs : new TeacherOutputs[] {training, validation}) {
+        if (outputs != null) {
+          outputs.close();
+        }
+      }
     }
   }
 
   Passes(Compression.Job job, TorchDevice device) {
     this.job = job;
     this.device = device;
+    this.augmenter =
+        job.augmentation().isAny()
+            ? new Augmenter(job.augmentation(), Augmentation.layout(job.model(), job.training()))
+            : null;
     this.variance = job.labels() instanceof Labels.Numbers numbers ? numbers.variance() : 1;
     this.teacher = job.teacher() == null ? job.model() : job.teacher();
     this.threads = device.hasCudaKernels() ? SideBySide.inOrder() : SideBySide.onThreads();
@@ -133,23 +152,32 @@ final class Passes implements AutoCloseable {
    * Adds a batch's gradients to those of the parameters. On the CPU it goes in two halves, on two threads where
    * there are two, unless the objective compares the examples of a batch or ranges follow it: autograd's sum of
    * two gradients does not depend on which comes first, so the number of threads changes no bit.
+   *
+   * @param seed of the plan and the stage
+   * @param step from 0
    */
-  Loss addGradients(Objective objective, int[] indices) {
+  Loss addGradients(Objective objective, int[] indices, long seed, long step) {
     boolean halved =
         !device.hasCudaKernels()
             && objective.similarity() == 0
             && (fixed == null || !fixed.moves() && fixed.learned() == null)
             && indices.length > 1;
     if (!halved) {
-      Share share = share(objective, job.training(), indices);
+      Share share = share(objective, indices, true);
+      if (augmenter != null) {
+        show(first, objective, share, indices, seed, step);
+      }
       return backward(loss(first, objective, share, BatchTotals.of(share), true));
     }
-    List<Share> halves = new ArrayList<>();
-    for (int half = 0; half < 2; half++) {
-      halves.add(share(objective, job.training(), everySecond(indices, half)));
+    List<int[]> parts = List.of(everySecond(indices, 0), everySecond(indices, 1));
+    List<Share> halves = parts.stream().map(part -> share(objective, part, true)).toList();
+    List<Lane> lanes = lanes();
+    if (augmenter != null) {
+      threads.run(
+          () -> show(lanes.get(0), objective, halves.get(0), parts.get(0), seed, step),
+          () -> show(lanes.get(1), objective, halves.get(1), parts.get(1), seed, step));
     }
     BatchTotals totals = BatchTotals.of(halves);
-    List<Lane> lanes = lanes();
     return threads
         .run(
             () -> gradient(lanes.get(0), objective, halves.get(0), totals),
@@ -199,9 +227,18 @@ final class Passes implements AutoCloseable {
     return (sum + second.activations().nanoseconds()) / threads.width();
   }
 
-  private Share share(Objective objective, Examples examples, int[] indices) {
+  /**
+   * Examples of a batch.
+   *
+   * @param trains whether they are training examples; else validation examples
+   */
+  private Share share(Objective objective, int[] indices, boolean trains) {
+    Examples examples = trains ? job.training() : job.validation();
+    Targets kept = objective.needsTeacher() ? targets.get(value(objective)) : null;
     Set<String> inputs = new LinkedHashSet<>(first.graph().inputNames());
-    teachers.forEach(teacher -> inputs.addAll(teacher.graph().inputNames()));
+    if (kept != null && job.isCausal()) {
+      kept.teachers().forEach(teacher -> inputs.addAll(teacher.graph().inputNames()));
+    }
     Batch batch = Batch.of(examples, indices, List.copyOf(inputs)).on(device);
     if (examples instanceof Examples.Texts texts && texts.causal()) {
       int longest = batch.longest();
@@ -209,10 +246,13 @@ final class Passes implements AutoCloseable {
           batch, null, texts.following(indices, longest), texts.attended(indices, longest));
     }
     Tensor teacher = null;
-    if (objective.needsTeacher()) {
-      Targets kept = targets.get(value(objective));
-      TeacherOutputs outputs = examples == job.training() ? kept.training() : kept.validation();
-      teacher = device.place(outputs.read(indices, batch));
+    if (kept != null) {
+      TeacherOutputs outputs = trains ? kept.training() : kept.validation();
+      teacher =
+          device.place(
+              outputs == null
+                  ? kept.validation().room(indices.length) // show() asks
+                  : outputs.read(indices, batch));
     }
     if (!(examples instanceof Examples.Labelled labelled)) {
       return new Share(batch, teacher, null);
@@ -226,6 +266,20 @@ final class Passes implements AutoCloseable {
               : labelled.attended(indices, rows.perExample());
     }
     return new Share(batch, teacher, labels, attended);
+  }
+
+  /** Changes the images of training examples, and asks the teacher, where one is needed, of what they became. */
+  private Share show(
+      Lane lane, Objective objective, Share share, int[] indices, long seed, long step) {
+    try (PointerScope scope = new PointerScope();
+        NoGradGuard noGrad = new NoGradGuard()) {
+      augmenter.change(share.batch().only(), indices, seed, step);
+      if (share.teacher() != null) {
+        Tensor said = taught(lane, objective, share.batch());
+        share.teacher().copy_(said.reshape(share.teacher().shape()));
+      }
+    }
+    return share;
   }
 
   private Loss loss(
@@ -242,15 +296,17 @@ final class Passes implements AutoCloseable {
     }
     LogitRows read = perToken ? new LogitRows(share.batch().longest(), rows.classes(), true) : rows;
     boolean asks = job.isCausal() && objective.needsTeacher();
-    Share taught = asks ? share.with(taught(lane, share.batch())) : share;
+    Share taught = asks ? share.with(taught(lane, objective, share.batch())) : share;
     return new LogitLoss(objective, device, read).of(output, taught, totals, backward);
   }
 
   /** What the teacher of a lane says of a batch. */
-  private Tensor taught(Lane lane, Batch batch) {
-    Lane teacher = teachers.get(lane == first ? 0 : 1);
+  private Tensor taught(Lane lane, Objective objective, Batch batch) {
+    Targets asked = targets.get(value(objective));
+    Lane teacher = asked.teachers().get(lane == first ? 0 : 1);
+    Batch seen = augmenter == null ? batch : batch.called(teacher.graph().inputNames().get(0));
     try (NoGradGuard noGrad = new NoGradGuard()) {
-      return teacher.forward(batch, teacher.graph().outputNames().get(0));
+      return teacher.forward(seen, asked.output());
     }
   }
 
@@ -313,7 +369,7 @@ final class Passes implements AutoCloseable {
   private Measured validate(Lane lane, Objective objective, int[] indices) {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
-      Share share = share(objective, job.validation(), indices);
+      Share share = share(objective, indices, false);
       BatchTotals totals = BatchTotals.of(share);
       return new Measured(loss(lane, objective, share, totals, false), totals);
     }
@@ -331,7 +387,7 @@ final class Passes implements AutoCloseable {
    * @param taught the training examples that it is asked of, ascending
    */
   void openTargets(Objective objective, int[] taught, TrainingListener listener) {
-    if (!objective.needsTeacher() || targets.containsKey(value(objective)) || !teachers.isEmpty()) {
+    if (!objective.needsTeacher() || targets.containsKey(value(objective))) {
       return;
     }
     OnnxModel trainable = job.opened(TrainedForm.ofTeacher(teacher));
@@ -339,40 +395,44 @@ final class Passes implements AutoCloseable {
         value(objective) == Value.LOGITS
             ? ClassifierOutput.of(trainable).logits()
             : trainable.mainOutput().getName();
+    Lane lane = Lane.frozen(trainable, List.of(output), device);
+    Targets asked = new Targets(List.of(lane, lane.sibling()), output, null, null);
     if (job.isCausal()) {
-      Lane lane = Lane.frozen(trainable, List.of(output), device);
-      teachers = List.of(lane, lane.sibling());
+      targets.put(value(objective), asked);
       return;
     }
-    byte[] digest = TeacherOutputs.digest(teacher);
-    try (Lane lane = Lane.frozen(trainable, List.of(output), device);
-        Lane sibling = lane.sibling()) {
-      List<Lane> both = List.of(lane, sibling);
+    List<TeacherOutputs> opened = new ArrayList<>();
+    try {
+      byte[] digest = TeacherOutputs.digest(teacher);
       boolean ofTokens = perToken || objective.isForEmbeddings();
       int width = width(objective, ofTokens);
-      List<TeacherOutputs> opened = new ArrayList<>();
-      try {
-        for (Examples examples : List.of(job.training(), job.validation())) {
-          int[] asked =
-              examples == job.training() ? taught : IntStream.range(0, examples.size()).toArray();
-          opened.add(
-              TeacherOutputs.open(
-                  both,
-                  output,
-                  threads,
-                  digest,
-                  examples,
-                  asked,
-                  width,
-                  ofTokens,
-                  job.cache(),
-                  listener));
-        }
-      } catch (RuntimeException e) {
-        opened.forEach(TeacherOutputs::close);
-        throw e;
+      List<Examples> both = List.of(job.training(), job.validation());
+      for (Examples examples : augmenter == null ? both : List.of(job.validation())) {
+        int[] which =
+            examples == job.training() ? taught : IntStream.range(0, examples.size()).toArray();
+        opened.add(
+            TeacherOutputs.open(
+                asked.teachers(),
+                output,
+                threads,
+                digest,
+                examples,
+                which,
+                width,
+                ofTokens,
+                job.cache(),
+                listener));
       }
-      targets.put(value(objective), new Targets(opened.get(0), opened.get(1)));
+    } catch (RuntimeException e) {
+      opened.forEach(TeacherOutputs::close);
+      asked.close();
+      throw e;
+    }
+    if (augmenter == null) {
+      asked.close();
+      targets.put(value(objective), new Targets(List.of(), output, opened.get(0), opened.get(1)));
+    } else {
+      targets.put(value(objective), new Targets(asked.teachers(), output, null, opened.get(0)));
     }
   }
 
@@ -406,9 +466,5 @@ final class Passes implements AutoCloseable {
   private void closeTeacher() {
     targets.values().forEach(Targets::close);
     targets.clear();
-    for (int i = teachers.size() - 1; i >= 0; i--) {
-      teachers.get(i).close(); // a sibling first
-    }
-    teachers = List.of();
   }
 }

@@ -229,6 +229,7 @@ final class PlanCheck {
     learning.checkAttended(validation, "validation");
     if (objective.labels() > 0) {
       learning.checkLearned(training, validation);
+      job.augmentation().checkLabels(shape, learning.rows());
     }
     // Numbers are measured, whatever is learned.
     if (objective.labels() > 0 || job.labels() instanceof Labels.Numbers) {

@@ -194,6 +194,11 @@ final class TeacherOutputs implements AutoCloseable {
     return indices.length;
   }
 
+  /** Room for what a teacher says of so many examples of one shape: [N, width]. */
+  Tensor room(int examples) {
+    return torch.empty(examples, width);
+  }
+
   /** Which of those that are there an example is. */
   private int place(int example) {
     int place = Arrays.binarySearch(asked, example);

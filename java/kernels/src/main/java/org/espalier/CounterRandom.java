@@ -1,27 +1,28 @@
-package org.espalier.online;
+package org.espalier;
 
 /**
  * Random numbers by counter: the n-th number of a key is a function of key and n, so the state is
  * one number. Philox 4x32 with 10 rounds: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as
  * easy as 1, 2, 3" (2011). Not for several threads.
  */
-final class CounterRandom {
+public final class CounterRandom {
   private final long key;
   private long counter;
   private final int[] block = new int[4];
 
-  CounterRandom(long key, long counter) {
+  /** Goes on where {@code counter} blocks of a key were drawn. */
+  public CounterRandom(long key, long counter) {
     this.key = key;
     this.counter = counter;
   }
 
   /** How many blocks were drawn. */
-  long counter() {
+  public long counter() {
     return counter;
   }
 
   /** The block of a counter and a key; the upper half of the 128-bit counter is {@code stream}. */
-  static void philox(long key, long counter, long stream, int[] block) {
+  public static void philox(long key, long counter, long stream, int[] block) {
     int c0 = (int) counter;
     int c1 = (int) (counter >>> 32);
     int c2 = (int) stream;
@@ -45,7 +46,7 @@ final class CounterRandom {
   }
 
   /** A number in [0, bound), uniform up to 2^-63 · bound. */
-  long below(long bound) {
+  public long below(long bound) {
     philox(key, counter++, 0, block);
     long bits = (block[0] & 0xffffffffL | (long) block[1] << 32) >>> 1;
     return Math.floorMod(bits, bound);
