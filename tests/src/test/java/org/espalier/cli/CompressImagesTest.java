@@ -16,12 +16,14 @@ import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import java.util.concurrent.atomic.AtomicLong;
 import javax.imageio.ImageIO;
 import org.espalier.format.AtomicFile;
+import org.espalier.format.FileTree;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.SafetensorsWriter;
@@ -163,6 +165,44 @@ class CompressImagesTest {
             .json();
     assertEquals(N, measured.path("examples").intValue());
     assertTrue(measured.path("labels").path("accuracy").doubleValue() > 0.6, measured.toString());
+  }
+
+  /** Files and tensors are augmented alike, and differ from those that are not. */
+  @Test
+  void augmentedImagesTrainAlikeFromFilesAndTensors() throws IOException {
+    String augment = ", augment: {flip: both, shift: 0.2, rotate: 20, contrast: 0.3}";
+    byte[] plain =
+        Files.readAllBytes(compress("tensors.safetensors", "").resolve("model-int8.onnx"));
+    FileTree.delete(folder.resolve("out-tensors.safetensors"));
+    Path tensors = compress("tensors.safetensors", augment);
+    byte[] expected = Files.readAllBytes(tensors.resolve("model-int8.onnx"));
+    assertFalse(Arrays.equals(plain, expected));
+    Path folders = compress("train", augment);
+    assertArrayEquals(expected, Files.readAllBytes(folders.resolve("model-int8.onnx")));
+  }
+
+  @Test
+  void whatCannotBeAugmentedIsRefusedWithItsLine() throws IOException {
+    String augment = ",\n  augment: {flip: horizontal}";
+    Files.writeString(
+        folder.resolve("numbers.jsonl"),
+        ("{\"inputs\": {\"user\": 1, \"dense\": [0.5]}, \"label\": 1}\n"
+                + "{\"inputs\": {\"user\": 2, \"dense\": [1]}, \"label\": 0}\n")
+            .repeat(60));
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("numbers")
+            .addInput(SmallModels.value("user", DataType.INT64, -1))
+            .addInput(SmallModels.value("dense", DataType.FLOAT, -1, 1))
+            .addInitializer(SmallModels.floats("users", new Random(1), 1, 5, 1))
+            .addInitializer(SmallModels.floats("w", new Random(1), 1, 1, 1))
+            .addNode(SmallModels.line("known Gather users user"))
+            .addNode(SmallModels.line("seen MatMul dense w"))
+            .addNode(SmallModels.line("logit Add known seen"))
+            .addOutput(SmallModels.value("logit", DataType.FLOAT, -1, 1));
+    Files.write(folder.resolve("model.onnx"), SmallModels.model(17, g).toByteArray());
+    String refused = refused("examples: numbers.jsonl" + augment);
+    assertTrue(refused.contains("recipe.yaml:3: data.augment: models of one input"), refused);
   }
 
   /** Folders may be of other classes than an output that is followed as it is. */

@@ -18,6 +18,7 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.stream.Stream;
 import org.espalier.InputException;
+import org.espalier.train.Augmentation;
 import org.espalier.train.CompressionPlan;
 import org.espalier.train.Optimizer;
 import org.espalier.train.Pruning;
@@ -100,6 +101,19 @@ class RecipeTest {
     assertEquals(0, quantize.training().steps());
     assertTrue(assertInstanceOf(Optimizer.Sgd.class, quantize.training().optimizer()).nesterov());
     assertTrue(quantize.training().objective().isForEmbeddings());
+  }
+
+  @Test
+  void augmentationIsOffUnlessItIsWritten() {
+    String images = RIGHT.replace("texts: texts.txt", "examples: photos");
+    assertEquals(Augmentation.NONE, parse(images).data().augmentation());
+    String[] written = {"data.augment.flip=both", "data.augment.zoom=0.25"};
+    assertEquals(
+        new Augmentation(Augmentation.Flip.BOTH, 0, 0.25, 0, 0, 0),
+        parse(images, written).data().augmentation());
+    assertEquals(
+        Augmentation.NONE,
+        parse(images, "data.augment.zoom=1", "data.augment=").data().augmentation());
   }
 
   /** Of 4 bits it is the scales that are trained, with a rate of their own, unless the recipe says otherwise. */
@@ -214,6 +228,19 @@ class RecipeTest {
         wrong("epochs: 2", "epochs: 2\n    steps: 5", "recipe.yaml:13", "one of them"),
         wrong("epochs: 2", "loss: {labels: 1}", "recipe.yaml:14", "need data.examples"),
         wrong("texts: texts.txt", "texts: a\n  task: regression", "recipe.yaml:6", "labels"),
+        wrong(
+            "texts: texts.txt",
+            "examples: photos\n  augment: {flip: left}",
+            "recipe.yaml:6: data.augment.flip",
+            "none, horizontal, vertical or both"),
+        wrong(
+            "texts: texts.txt",
+            "examples: photos\n  augment: {rotate: .nan, shift: 1, crop: 0.1}",
+            "data.augment.rotate",
+            "from 0 to 180",
+            "0 to below 1",
+            "no key 'crop'"),
+        wrong("texts: texts.txt", "texts: a\n  augment: {zoom: 0.1}", "recipe.yaml:6", "images"),
         wrong("epochs: 2", "loss: {embedding: 0}", "recipe.yaml:14", "weight 0"),
         wrong("epochs: 2", "clip: mse", "recipe.yaml:14", "static"),
         wrong("epochs: 2", "form: static\n    clip: most", "recipe.yaml:15", "'most'", "auto"),
