@@ -424,7 +424,7 @@ class AugmentationTest {
     }
   }
 
-  /** In the middle of an epoch, in stages of which the later ones have a teacher and static int8. */
+  /** In the middle of an epoch, in stages of which the later ones have a teacher and static int8; and the int8 model by itself. */
   @Test
   void aStoppedRunContinuesToTheSameBitsOnAnyNumberOfThreads() throws Exception {
     Stage.Train tune = new Stage.Train("tune", training(10, 9, Objective.ofLabels()), true);
@@ -432,6 +432,8 @@ class AugmentationTest {
         new Stage.Quantize(
             "quantize", Quantization.fixed(), training(12, 9, Objective.ofLogits(0.5, 2)));
     CompressionPlan plan = new CompressionPlan(List.of(tune, quantize), 7);
+    Stage.Train follow = new Stage.Train("follow", training(6, 9, Objective.ofLogits(0.5, 2)));
+    CompressionPlan int8 = new CompressionPlan(List.of(tune, follow), 7);
     List<Map<String, OnnxTensor>> calibration = new ArrayList<>();
     for (float[] x : OnnxCompressionTest.values(StaticTrainingTest.images(16, 9))) {
       calibration.add(
@@ -458,8 +460,13 @@ class AugmentationTest {
       byte[] whole = exported(plan, job);
       assertArrayEquals(whole, StoppedRuns.exported(plan, job, tune, 4));
       assertArrayEquals(whole, StoppedRuns.exported(plan, job, quantize, 5));
+      Compression.Job again = job(OnnxModel.read(ByteBuffer.wrap(whole), "int8"), null, ALL);
+      byte[] learned = exported(int8, again);
+      assertFalse(Arrays.equals(whole, learned));
+      assertArrayEquals(learned, StoppedRuns.exported(int8, again, follow, 3));
       CpuThreads.set(1);
       assertArrayEquals(whole, exported(plan, job));
+      assertArrayEquals(learned, exported(int8, again));
     } finally {
       calibration.forEach(m -> m.values().forEach(OnnxTensor::close));
     }
