@@ -34,6 +34,7 @@ import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.BlockQuantizer;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
+import org.espalier.compress.onnx.Int8Model;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.HalfModels;
@@ -501,9 +502,10 @@ class Int8TrainingTest {
     OnnxWeight table =
         OnnxWeights.of(floats).stream().filter(OnnxWeight::isEmbedding).findFirst().orElseThrow();
     OnnxInitializer values = floats.initializer(table.value());
+    FloatBuffer rows = values.floats();
     byte[] bytes = new byte[(int) values.elements()];
     for (int i = 0; i < bytes.length; i++) {
-      bytes[i] = (byte) Math.max(-127, Math.min(127, Math.round(values.floats().get(i) / 0.01f)));
+      bytes[i] = (byte) Math.max(-127, Math.min(127, Math.round(rows.get(i) / 0.01f)));
     }
     GraphProto.Builder graph = floats.toProto().getGraph().toBuilder();
     List<TensorProto> constants =
@@ -529,6 +531,38 @@ class Int8TrainingTest {
       Map<DataType, Set<String>> changed = changes(model, c.export());
       assertEquals(Set.of("q"), changed.get(DataType.INT8));
       assertTrue(c.stages().get(0).after().loss() < c.stages().get(0).before().loss());
+    }
+  }
+
+  /** Weights that a stage has quantized to 7 bits stay within them in each step, so that what is written is what forward read. */
+  @Test
+  void sevenBitsStaySevenBits() throws OrtException {
+    Quantization sevenBits =
+        Quantization.dynamic()
+            .withFit(false)
+            .with(new Quantization.Weights(true, 32, false, false));
+    Compression.Job job =
+        new Compression.Job(
+            OnnxCompressionTest.classifier(),
+            null,
+            Form.DYNAMIC.examples(256, 1),
+            Form.DYNAMIC.examples(96, 2),
+            Pooling.MEAN,
+            null,
+            null);
+    Training training = training(60, Optimizer.AdamW.of(1e-2), Objective.ofLabels());
+    try (OnnxCompression c =
+        new OnnxCompression(plan(new Stage.Quantize("quantize", sevenBits, training)), job)) {
+      assertTrue(c.run(SILENT));
+      Int8Model written = Int8Model.of(c.export());
+      List<String> weights = List.copyOf(written.integers().keySet());
+      List<OnnxWeight> read = OnnxWeights.of(c.roundedModel());
+      assertEquals(2, weights.size());
+      for (int i = 0; i < 2; i++) {
+        assertArrayEquals(
+            SmallModels.values(written.floats(), weights.get(i)),
+            SmallModels.values(c.roundedModel(), read.get(i).value()));
+      }
     }
   }
 }
