@@ -5,6 +5,7 @@ import static org.espalier.cli.SmallLanguage.WORDS;
 import static org.espalier.cli.SmallLanguage.texts;
 import static org.espalier.cli.SmallLanguage.word;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.GraphProto;
@@ -216,6 +217,25 @@ class CompressCausalTest {
     } catch (OrtException e) {
       throw new AssertionError(e);
     }
+  }
+
+  /** Matrices of low rank learn the language while weights rest, and scales of 4 bits are trained behind them. */
+  @Test
+  void aLanguageModelLearnsByMatricesOfLowRank() throws IOException {
+    Files.writeString(folder.resolve("recipe.yaml"), RECIPE.replace("FORM", "int4"));
+    JsonNode report = compress("--set", "fine-tune.low-rank=6");
+    JsonNode fidelity = report.path("fidelity");
+    assertTrue(fidelity.path("perplexity").asDouble() < 1.3 * BEST, fidelity.toString());
+    assertEquals(6, report.at("/stages/0/low_rank").asLong());
+    assertFalse(report.at("/stages/1").has("low_rank"));
+    assertTrue(Files.readString(out().resolve("report.html")).contains("train, rank 6"));
+    OnnxModel made = OnnxModel.read(out().resolve("model-float.onnx"));
+    assertTrue(
+        made.initializers().stream().noneMatch(i -> i.name().contains("low_rank")),
+        "what is learned is added to the weights");
+    // What is written says which learning rate would have been the default.
+    String schema = Run.of("recipe", "schema").done().out();
+    assertTrue(schema.contains("By default 1e-3 with low-rank"), schema);
   }
 
   /** What production runs takes what was read before as inputs; training starts each text at its beginning. */

@@ -409,6 +409,16 @@ class CompressTextsTest {
         folder.resolve("texts.jsonl"),
         "--classes",
         "a,b,a");
+    Run.refused(
+        folder,
+        new String[] {"of the classes [a, , b] one has no name"},
+        "evaluate",
+        folder.resolve("model.onnx"),
+        folder.resolve("model.onnx"),
+        "--examples",
+        folder.resolve("texts.jsonl"),
+        "--classes",
+        "a,,b");
   }
 
   private void refused(String word, String... lines) throws IOException {

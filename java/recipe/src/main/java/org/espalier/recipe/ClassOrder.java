@@ -15,12 +15,15 @@ import org.espalier.InputException;
  */
 public record ClassOrder(List<String> given, Supplier<List<String>> model) {
   /**
-   * @throws InputException where two classes have one name
+   * @throws InputException where two classes have one name, or one has none
    */
   public ClassOrder {
     given = List.copyOf(given);
     if (Set.copyOf(given).size() < given.size()) {
       throw new InputException("of the classes " + given + " a word is there twice");
+    }
+    if (given.stream().anyMatch(String::isBlank)) {
+      throw new InputException("of the classes " + given + " one has no name");
     }
   }
 

@@ -366,10 +366,11 @@ public record Recipe(
           "classes",
           "it is for examples in lines, a .jsonl, .conll or .csv file, or a folder of images");
     }
-    if (Set.copyOf(classes).size() < classes.size()) {
-      throw data.wrong("classes", "a word is there twice");
+    try {
+      return new ClassOrder(classes, List::of).given();
+    } catch (InputException e) {
+      throw data.wrong("classes", e.getMessage());
     }
-    return classes;
   }
 
   private static StudentSettings student(Settings student) {

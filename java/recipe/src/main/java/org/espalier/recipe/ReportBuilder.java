@@ -73,6 +73,9 @@ final class ReportBuilder {
     if (started instanceof Stage.Quantize q) {
       stage.put("weights", q.quantization().form().weights());
     }
+    if (started instanceof Stage.Train train && train.rank() > 0) {
+      stage.put("low_rank", train.rank());
+    }
     stage.put("steps", steps);
     if (started.training().isAny() && started.training().objective().needsTeacher()) {
       taughtBy(index, stage.putObject("taught_by"));

@@ -243,7 +243,8 @@ final class ReportPage {
       row(
           false,
           s.path("name").asText(),
-          s.path("kind").asText(),
+          s.path("kind").asText()
+              + (s.has("low_rank") ? ", rank " + s.path("low_rank").asLong() : ""),
           Long.toString(s.path("steps_done").asLong()),
           seconds(s.path("seconds")),
           teacher(s.path("taught_by")),
