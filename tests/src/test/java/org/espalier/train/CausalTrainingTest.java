@@ -9,6 +9,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.stream.LongStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Scalar;
@@ -43,6 +44,17 @@ class CausalTrainingTest {
     List<long[]> ids = new ArrayList<>();
     for (int i = 0; i < n; i++) {
       ids.add(random.longs(1 + random.nextInt(9), 0, WORDS).toArray());
+    }
+    return new Examples.Texts(ids, true);
+  }
+
+  /** Texts of 2 to 9 tokens, each one more than the one before it. */
+  static Examples.Texts counting(int n, long seed) {
+    Random random = new Random(seed);
+    List<long[]> ids = new ArrayList<>();
+    for (int i = 0; i < n; i++) {
+      long first = random.nextInt(40);
+      ids.add(LongStream.range(first, first + 2 + random.nextInt(8)).toArray());
     }
     return new Examples.Texts(ids, true);
   }

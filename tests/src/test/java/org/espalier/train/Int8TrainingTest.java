@@ -105,8 +105,12 @@ class Int8TrainingTest {
     }
 
     Compression.Job job(OnnxModel teacher) throws OrtException {
+      return job(model(), teacher);
+    }
+
+    Compression.Job job(OnnxModel model, OnnxModel teacher) throws OrtException {
       return new Compression.Job(
-          model(), teacher, examples(256, 1), examples(96, 2), Pooling.MEAN, null, null);
+          model, teacher, examples(256, 1), examples(96, 2), Pooling.MEAN, null, null);
     }
   }
 
@@ -450,15 +454,7 @@ class Int8TrainingTest {
     HalfPrecision.widen(model);
     dynamic(model);
     HalfPrecision.narrow(model);
-    Compression.Job job =
-        new Compression.Job(
-            model,
-            null,
-            Form.DYNAMIC.examples(256, 1),
-            Form.DYNAMIC.examples(96, 2),
-            Pooling.MEAN,
-            null,
-            null);
+    Compression.Job job = Form.DYNAMIC.job(model, null);
     try (OnnxCompression c = new OnnxCompression(plan(fineTune("fit", 40)), job)) {
       assertArrayEquals(bytes(model), bytes(c.export()));
       assertTrue(c.run(SILENT));
@@ -594,15 +590,7 @@ class Int8TrainingTest {
             .addNode(SmallModels.line("c Reshape b whole"))
             .addNode(SmallModels.line("y MatMul c v"));
     OnnxModel model = dynamic(OnnxModel.of(SmallModels.model(13, graph), "rows"));
-    Compression.Job job =
-        new Compression.Job(
-            model,
-            null,
-            Form.DYNAMIC.examples(256, 1),
-            Form.DYNAMIC.examples(96, 2),
-            Pooling.MEAN,
-            null,
-            null);
+    Compression.Job job = Form.DYNAMIC.job(model, null);
     try (OnnxCompression c = new OnnxCompression(plan(fineTune("fit", 40)), job)) {
       assertTrue(c.run(SILENT));
       TrainingListener.StageReport report = c.stages().get(0);

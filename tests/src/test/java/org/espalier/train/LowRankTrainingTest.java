@@ -14,7 +14,6 @@ import java.io.IOException;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
-import java.util.stream.LongStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Tensor;
@@ -53,24 +52,19 @@ class LowRankTrainingTest {
     return new Stage.Train(name, training(steps), true, RANK);
   }
 
-  /** Texts of 2 to 9 tokens, each one more than the one before it. */
-  private static Examples.Texts counting(int n, long seed) {
-    Random random = new Random(seed);
-    List<long[]> ids = new ArrayList<>();
-    for (int i = 0; i < n; i++) {
-      long first = random.nextInt(40);
-      ids.add(LongStream.range(first, first + 2 + random.nextInt(8)).toArray());
-    }
-    return new Examples.Texts(ids, true);
-  }
-
   private static OnnxModel decoder() {
     return OnnxModel.of(SmallDecoder.of(1, WORDS, 16, 1), "decoder");
   }
 
   private static Compression.Job job(OnnxModel model) {
     return new Compression.Job(
-        model, null, counting(64, 1), counting(16, 2), Pooling.MEAN, null, null);
+        model,
+        null,
+        CausalTrainingTest.counting(64, 1),
+        CausalTrainingTest.counting(16, 2),
+        Pooling.MEAN,
+        null,
+        null);
   }
 
   /** How many singular values of the difference of two matrices are above rounding. */

@@ -15,9 +15,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
-import java.util.Random;
 import java.util.Set;
-import java.util.stream.LongStream;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallDecoder;
@@ -65,8 +63,8 @@ class StageTeacherTest {
         return new Compression.Job(
             OnnxModel.of(SmallDecoder.tied(1, 50, 16, 1), "tied"),
             teacher,
-            counting(64, 1),
-            counting(16, 2),
+            CausalTrainingTest.counting(64, 1),
+            CausalTrainingTest.counting(16, 2),
             Pooling.MEAN,
             null,
             cache);
@@ -74,17 +72,6 @@ class StageTeacherTest {
     };
 
     abstract Compression.Job job(OnnxModel teacher, Path cache);
-
-    /** Texts of 2 to 9 tokens, each one more than the one before it. */
-    private static Examples.Texts counting(int n, long seed) {
-      Random random = new Random(seed);
-      List<long[]> ids = new ArrayList<>();
-      for (int i = 0; i < n; i++) {
-        long first = random.nextInt(40);
-        ids.add(LongStream.range(first, first + 2 + random.nextInt(8)).toArray());
-      }
-      return new Examples.Texts(ids, true);
-    }
   }
 
   private static Training training(long steps, Objective objective) {
