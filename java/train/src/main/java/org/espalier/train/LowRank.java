@@ -34,9 +34,18 @@ final class LowRank {
   /**
    * The matrices of a weight.
    *
-   * @param transposed whether the weight is stored as [outputs, inputs]
+   * @param inputAxis the axis of the inputs in the weight as it is stored
    */
-  private record Pair(String weight, String down, String up, boolean transposed) {}
+  private record Pair(String weight, String down, String up, int inputAxis) {}
+
+  /**
+   * What is added to a product.
+   *
+   * @param turned whether the product has the weight's outputs as inputs, as the second layer of an autoencoder whose
+   *     layers share a weight
+   * @param alpha what the product is multiplied with
+   */
+  private record Added(Pair pair, boolean turned, float alpha) {}
 
   private final OnnxModel plain;
   private final OnnxModel adapted;
@@ -61,7 +70,7 @@ final class LowRank {
     this.rank = rank;
     OnnxModel.Names names = adapted.names();
     Random random = new Random(seed);
-    Map<String, Pair> byProduct = new HashMap<>();
+    Map<String, Added> byProduct = new HashMap<>();
     Map<String, NodeProto> producers = model.producers();
     for (OnnxWeight weight : OnnxWeights.of(model)) {
       if (!weight.uses().stream().allMatch(use -> isAdaptable(use, producers))
@@ -78,9 +87,12 @@ final class LowRank {
               weight.name(),
               names.unique(weight.name() + DOWN),
               names.unique(weight.name() + UP),
-              weight.reductionAxis() == 1);
+              weight.reductionAxis());
       pairs.put(weight.value(), pair);
-      weight.uses().forEach(use -> byProduct.put(use.node(), pair));
+      for (Use use : weight.uses()) {
+        boolean turned = use.reductionAxis() != pair.inputAxis;
+        byProduct.put(use.node(), new Added(pair, turned, alpha(producers.get(use.node()))));
+      }
       int inputs = (int) dims[weight.reductionAxis()];
       int outputs = (int) dims[weight.outputAxis()];
       float[] start = new float[inputs * rank];
@@ -106,42 +118,56 @@ final class LowRank {
   private static boolean isAdaptable(Use use, Map<String, NodeProto> producers) {
     NodeProto n = producers.get(use.node()); // null in branches and bodies
     return n != null
-        && use.isDirect()
         && use.input() == 1
         && use.axes().size() == 2
         && (use.kind() == Kind.MATMUL
-            || use.kind() == Kind.GEMM
-                && Attributes.integer(n, "transA", 0) == 0
-                && Attributes.real(n, "alpha", 1) == 1);
+            || use.kind() == Kind.GEMM && Attributes.integer(n, "transA", 0) == 0);
+  }
+
+  /** What a product is multiplied with. */
+  private static float alpha(NodeProto product) {
+    return product.getOpType().equals("Gemm") ? (float) Attributes.real(product, "alpha", 1) : 1;
   }
 
   private static List<NodeProto> adapted(
-      List<NodeProto> nodes, Map<String, Pair> byProduct, OnnxModel.Names names) {
+      List<NodeProto> nodes, Map<String, Added> byProduct, OnnxModel.Names names) {
     List<NodeProto> result = new ArrayList<>();
     for (NodeProto n : nodes) {
-      Pair pair = n.getOutputCount() == 0 ? null : byProduct.get(n.getOutput(0));
-      if (pair == null) {
+      Added added = n.getOutputCount() == 0 ? null : byProduct.get(n.getOutput(0));
+      if (added == null) {
         result.add(n);
         continue;
       }
       String output = n.getOutput(0);
       String resting = names.unique(output + "_resting");
+      String first = added.pair.down;
+      String second = added.pair.up;
+      if (added.turned) { // (A·B)ᵀ is Bᵀ·Aᵀ
+        first = names.unique(output + "_up_turned");
+        second = names.unique(output + "_down_turned");
+        result.add(node("Transpose", first, added.pair.up));
+        result.add(node("Transpose", second, added.pair.down));
+      }
       String lower = names.unique(output + "_lower");
-      String added = names.unique(output + "_added");
+      String sum = names.unique(output + "_added");
       result.add(n.toBuilder().setOutput(0, resting).build());
-      result.add(node("MatMul", lower, n.getInput(0), pair.down));
-      result.add(node("MatMul", added, lower, pair.up));
-      result.add(node("Add", output, resting, added));
+      result.add(node("MatMul", lower, n.getInput(0), first));
+      result.add(
+          added.alpha == 1
+              ? node("MatMul", sum, lower, second)
+              : node("Gemm", sum, lower, second).toBuilder()
+                  .addAttribute(Attributes.attribute("alpha", added.alpha))
+                  .build());
+      result.add(node("Add", output, resting, sum));
     }
     return result;
   }
 
-  private static NodeProto node(String operator, String output, String one, String other) {
+  private static NodeProto node(String operator, String output, String... inputs) {
     return NodeProto.newBuilder()
         .setOpType(operator)
         .setName(output)
-        .addInput(one)
-        .addInput(other)
+        .addAllInput(List.of(inputs))
         .addOutput(output)
         .build();
   }
@@ -175,33 +201,37 @@ final class LowRank {
   }
 
   /**
-   * The model as it was given with what was learned: W + A·B in the place of W, and all other constants as they are now.
+   * The model as it was given with what was learned: W + A·B in the place of W, and other constants as they are now.
    *
-   * @param trained the adapted model with its present constants
+   * @param trained the constants of the adapted model that were trained
    */
-  OnnxModel merged(OnnxModel trained) {
-    OnnxModel model = trained.copy();
-    List<OnnxInitializer> sums = new ArrayList<>();
-    pairs.forEach((constant, pair) -> sums.add(sum(model, constant, pair)));
-    model.replaceConstants(sums);
-    model.setNodes(plain.nodes());
-    model.removeUnusedInitializers();
+  OnnxModel merged(List<OnnxInitializer> trained) {
+    Map<String, OnnxInitializer> now = new HashMap<>();
+    trained.forEach(constant -> now.put(constant.name(), constant));
+    List<OnnxInitializer> changed = new ArrayList<>();
+    pairs.forEach(
+        (constant, pair) ->
+            changed.add(
+                sum(plain.constant(constant), pair, now.remove(pair.down), now.remove(pair.up))));
+    changed.addAll(now.values());
+    OnnxModel model = plain.copy();
+    model.replaceConstants(changed);
     return model;
   }
 
-  private static OnnxInitializer sum(OnnxModel model, String constant, Pair pair) {
-    OnnxInitializer w = model.constant(constant);
+  private static OnnxInitializer sum(
+      OnnxInitializer w, Pair pair, OnnxInitializer down, OnnxInitializer up) {
     float[] sum = new float[Math.toIntExact(w.elements())];
     w.floats().get(sum);
     float[] added = new float[sum.length];
     try (PointerScope scope = new PointerScope()) {
-      Tensor product = tensor(model.constant(pair.down)).matmul(tensor(model.constant(pair.up)));
-      (pair.transposed ? product.t() : product).contiguous().data_ptr_float().get(added);
+      Tensor product = tensor(down).matmul(tensor(up));
+      (pair.inputAxis == 1 ? product.t() : product).contiguous().data_ptr_float().get(added);
     }
     for (int i = 0; i < sum.length; i++) {
       sum[i] += added[i];
     }
-    return OnnxInitializer.floats(constant, w.dims(), sum);
+    return OnnxInitializer.floats(w.name(), w.dims(), sum);
   }
 
   private static Tensor tensor(OnnxInitializer matrix) {

@@ -18,6 +18,7 @@ import java.util.TreeMap;
 import java.util.TreeSet;
 import java.util.function.Function;
 import java.util.function.Predicate;
+import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.compress.onnx.ActivationSource;
@@ -587,11 +588,11 @@ final class TrainedModel implements AutoCloseable {
 
   /** See {@link Compression#floatModel}. */
   OnnxModel floatModel() {
+    if (lowRank != null) {
+      return lowRank.merged(latents());
+    }
     OnnxModel model = form.copy();
     putConstants(model);
-    if (lowRank != null) {
-      return lowRank.merged(model);
-    }
     if (given.isInt8()) {
       RoundedActivations.takeDynamicOut(model);
     }
@@ -602,20 +603,31 @@ final class TrainedModel implements AutoCloseable {
     putConstants(model, TrainedWeight::latent);
   }
 
-  /** What the optimizer moves, as constants of the model. */
+  /** What the optimizer moves, as constants of the form. */
   private List<OnnxInitializer> latents() {
-    if (lowRank != null) {
-      OnnxModel then = given.floats();
-      return floatModel().initializers().stream()
-          .filter(now -> !now.data().equals(then.constant(now.name()).data()))
-          .toList();
-    }
     List<OnnxInitializer> latents = new ArrayList<>();
     byConstant()
         .forEach(
             (constant, w) ->
                 latents.add(w.latent().constant(constant, form.constant(constant).dims())));
     return latents;
+  }
+
+  /** The constants that are others than when the model was given, by whichever stage. */
+  private List<OnnxInitializer> changed() {
+    if (lowRank == null) {
+      return latents();
+    }
+    OnnxModel now = floatModel();
+    OnnxModel then = given.floats();
+    return Stream.concat(
+            now.initializers().stream().map(OnnxInitializer::name),
+            now.nodes().stream()
+                .filter(n -> n.getOpType().equals("Constant"))
+                .map(n -> n.getOutput(0)))
+        .map(now::constant)
+        .filter(c -> c != null && !c.data().equals(then.constant(c.name()).data()))
+        .toList();
   }
 
   private void putConstants(OnnxModel model, Function<TrainedWeight, TrainingBuffer> values) {
@@ -644,7 +656,7 @@ final class TrainedModel implements AutoCloseable {
       return asGiven(given.integers().constants(values));
     }
     if (quantizer == null) {
-      OnnxModel model = HalfPrecision.isIn(job.model()) ? asGiven(latents()) : floatModel();
+      OnnxModel model = HalfPrecision.isIn(job.model()) ? asGiven(changed()) : floatModel();
       SumShapes.say(model);
       return model;
     }
