@@ -197,12 +197,14 @@ class EvaluateTest {
     Run missed = required(compared, "size_ratio <= 1.1", "relative_error <= 0.5");
     assertEquals(3, missed.code(), missed.err());
     assertTrue(
-        missed.err().contains("missed: relative_error <= 0.5, measured 1.0"), missed.err());
+        missed.err().contains("missed: relative_error <= 0.5 of " + first + ", measured 1.0"),
+        missed.err());
     JsonNode verdicts = new ObjectMapper().readTree(missed.out()).path("requirements");
     assertEquals(3, verdicts.size(), "one for each of the two outputs of " + first);
     assertEquals(
         List.of(true, false, true),
         verdicts.findValues("met").stream().map(JsonNode::asBoolean).toList());
+    assertEquals(List.of(first, "same"), verdicts.findValuesAsText("output"));
     for (String[] wrong :
         new String[][] {
           {"perplexity <= 3", "perplexity is not measured here"},

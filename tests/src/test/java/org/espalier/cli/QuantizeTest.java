@@ -23,6 +23,7 @@ import java.util.Random;
 import java.util.stream.Stream;
 import org.espalier.device.Cuda;
 import org.espalier.device.TestDevice;
+import org.espalier.format.onnx.HalfModels;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.RawSafetensors;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -351,9 +352,18 @@ class QuantizeTest {
     assertTrue(ratio > 0.28 && ratio <= 0.3, "ratio " + ratio);
     json = with(sized, "0.2", "--calibration", examples).json();
     assertEquals(0, json.get("of_8_bits").size(), json.toString());
+    // The share is one of what the file of 16 bits takes.
+    Path half = folder.resolve("half.onnx");
+    Files.write(
+        half, HalfModels.inside(SmallModels.model(13, graph), DataType.FLOAT16).toByteArray());
+    sized[1] = half;
+    json = with(sized, "0.5", "--calibration", examples).json();
+    assertEquals(0, json.get("of_8_bits").size(), json.toString());
+    assertTrue(json.get("size_ratio").asDouble() <= 0.5, json.toString());
     for (String[] wrong :
         new String[][] {
           {"0.1", examples.toString(), "weights of 4 bits make a model of"},
+          {"0.1", examples.toString(), " times as large is the least"},
           {"0.3", "none", "--size needs what '--calibration none' leaves out"}
         }) {
       Run run = with(sized, wrong[0], "--calibration", wrong[1]);

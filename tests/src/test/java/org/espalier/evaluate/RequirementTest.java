@@ -8,6 +8,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import org.espalier.InputException;
+import org.espalier.evaluate.Requirement.Verdict;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -48,7 +49,40 @@ class RequirementTest {
     Requirement requirement = Requirement.of(text);
     assertEquals(canonical, requirement.toString());
     assertEquals(requirement, Requirement.of(canonical));
-    assertEquals(met, requirement.verdict(key -> MEASURED.getOrDefault(key, Double.NaN)).isMet());
+    assertEquals(
+        met, requirement.verdict(null, key -> MEASURED.getOrDefault(key, Double.NaN)).isMet());
+  }
+
+  /** 0.07 − 0.01 is more than 0.06 in floating point. */
+  @ParameterizedTest
+  @CsvSource({
+    "accuracy >= reference - 0.01, 0.07, 0.06, true",
+    "accuracy >= reference - 0.01, 0.07, 0.0599999, false",
+    "log_loss <= reference + 0.2, 0.1, 0.3, true",
+    "log_loss <= reference + 0.7, 0.1, 0.8, true",
+    "log_loss <= reference + 0.7, 0.1, 0.8000001, false",
+    "rmse <= reference, 0, 0, true",
+    "rmse <= reference, 0, 1e-300, false",
+    "size_ratio <= 0.3, 1, 0.3, true",
+  })
+  void whatIsJustMetIsMet(String text, double reference, double measured, boolean met) {
+    Requirement requirement = Requirement.of(text);
+    Verdict verdict =
+        requirement.verdict(null, key -> key.startsWith("reference_") ? reference : measured);
+    assertEquals(met, verdict.isMet(), verdict.toString());
+  }
+
+  @Test
+  void aVerdictSaysWhatWasMeasured() {
+    Requirement near = Requirement.of("accuracy >= reference - 0.03");
+    assertEquals(
+        "accuracy >= reference - 0.03, measured 0.900000, the bound is 0.890000",
+        near.verdict(null, MEASURED::get).toString());
+    Requirement alike = Requirement.of("agreement >= 0.5");
+    assertEquals(
+        "agreement >= 0.5 of boxes, which has no value here",
+        alike.verdict("boxes", key -> Double.NaN).toString());
+    assertEquals("boxes", alike.verdict("boxes", key -> 1).toMap().get("output"));
   }
 
   @ParameterizedTest

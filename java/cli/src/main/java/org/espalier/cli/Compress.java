@@ -13,6 +13,7 @@ import java.util.OptionalInt;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
 import org.espalier.evaluate.Measure;
+import org.espalier.evaluate.Requirement;
 import org.espalier.format.Quantity;
 import org.espalier.recipe.Recipe;
 import org.espalier.recipe.RecipeRun;
@@ -164,12 +165,15 @@ final class Compress implements Callable<Integer> {
       common.note("warning: " + warning.asText());
     }
     List<String> missed = new ArrayList<>();
-    for (JsonNode verdict : report.path("requirements")) {
-      if (!verdict.path("met").asBoolean()) {
-        missed.add(
-            verdict.path("requirement").asText()
-                + ", measured "
-                + verdict.path("measured").asText());
+    for (JsonNode given : report.path("requirements")) {
+      Requirement.Verdict verdict =
+          new Requirement.Verdict(
+              Requirement.of(given.path("requirement").asText()),
+              null,
+              given.path("measured").asDouble(Double.NaN),
+              given.path("bound").asDouble(Double.NaN));
+      if (!verdict.isMet()) {
+        missed.add(verdict.toString());
       }
     }
     if (common.json()) {

@@ -213,24 +213,29 @@ final class Evaluate implements Callable<Integer> {
     for (Requirement requirement : required) {
       if (values.get("outputs") instanceof List<?> outputs
           && Measure.OF_OUTPUTS.contains(requirement.measure())) {
-        outputs.forEach(output -> verdicts.add(verdict(requirement, (Map<?, ?>) output)));
+        for (Object output : outputs) {
+          Map<?, ?> numbers = (Map<?, ?>) output;
+          String name = outputs.size() == 1 ? null : (String) numbers.get("name");
+          verdicts.add(verdict(requirement, name, numbers));
+        }
       } else if (Measure.BY_LABELS.contains(requirement.measure())
           && values.get("labels") instanceof Map<?, ?> byLabels) {
-        verdicts.add(verdict(requirement, byLabels));
+        verdicts.add(verdict(requirement, null, byLabels));
       } else {
-        verdicts.add(verdict(requirement, values));
+        verdicts.add(verdict(requirement, null, values));
       }
     }
     return verdicts;
   }
 
-  private static Verdict verdict(Requirement requirement, Map<?, ?> measured) {
+  private static Verdict verdict(Requirement requirement, String output, Map<?, ?> measured) {
     String key = requirement.measure().key();
     if (!measured.containsKey(key)) {
       throw new InputException(
           "--require '" + requirement + "': these examples do not say what " + key + " is");
     }
     return requirement.verdict(
+        output,
         name -> measured.get(name) instanceof Number number ? number.doubleValue() : Double.NaN);
   }
 

@@ -350,6 +350,8 @@ final class Quantize implements Callable<Integer> {
     AtomicFile.check(target, onnx.files().toArray(Path[]::new));
     Predicate<OnnxWeight> choice = choice(onnx);
     Set<String> judged = outputs.choose(onnx);
+    // Quantizers give models of 16 bits weights of 32.
+    long most = size == null ? Long.MAX_VALUE : (long) (size * onnx.inlineSize());
     Optional<String> outOfReach = OnnxWeights.outOfReach(onnx);
     Quantized done;
     Optional<OutputError.Made> made;
@@ -360,9 +362,9 @@ final class Quantize implements Callable<Integer> {
       done =
           switch (form) {
             case ONNX_DYNAMIC ->
-                quantizeWeights(source, onnx, dynamic(onnx, choice), judged, progress);
+                quantizeWeights(source, onnx, dynamic(onnx, choice), judged, most, progress);
             case ONNX_INT4, ONNX_INT8 ->
-                quantizeWeights(source, onnx, blocks(form, onnx, choice), judged, progress);
+                quantizeWeights(source, onnx, blocks(form, onnx, choice), judged, most, progress);
             default -> quantizeStatic(source, onnx, choice, judged, clipping, progress);
           };
       progress.update("comparing", 0, 0);
@@ -422,11 +424,18 @@ final class Quantize implements Callable<Integer> {
         onnx, new BlockQuantizer.Options(form.bits(), block(form), !floatEmbeddings, choice));
   }
 
+  /**
+   * Quantizes weights alone, or activations as the model runs.
+   *
+   * @param judged the outputs that count
+   * @param most bytes that --size leaves
+   */
   private Quantized quantizeWeights(
       ModelSource source,
       OnnxModel onnx,
       WeightQuantizer quantizer,
       Set<String> judged,
+      long most,
       Progress progress) {
     Optional<ActivationSource> examples =
         calibration.dynamic(onnx, source, tokenizer, common::note, progress);
@@ -438,7 +447,7 @@ final class Quantize implements Callable<Integer> {
                 examples.orElseThrow(
                     () -> new InputException("--size needs what '--calibration none' leaves out")),
                 judged,
-                (long) (size * onnx.inlineSize()))
+                most)
             : List.of();
     Optional<OutputError> error = error(source, onnx, judged);
     List<String> names = quantizer.quantized();

@@ -1,6 +1,7 @@
 package org.espalier.evaluate;
 
 import java.util.LinkedHashMap;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
 import java.util.function.ToDoubleFunction;
@@ -35,18 +36,26 @@ public record Requirement(Measure measure, boolean isLeast, boolean isFromRefere
   /**
    * Whether a requirement is met.
    *
+   * @param output of the models that was measured; null where it is the first one, or the model itself
    * @param measured the candidate's number; NaN where it is not defined, which meets nothing
-   * @param bound what it may not lie beyond
+   * @param bound what it may not lie beyond by more than rounding does
    */
-  public record Verdict(Requirement requirement, double measured, double bound) {
+  public record Verdict(Requirement requirement, String output, double measured, double bound) {
+    /** What subtraction may lose of the larger number. */
+    private static final double ROUNDING = 1e-12;
+
     public boolean isMet() {
-      return requirement.isLeast ? measured >= bound : measured <= bound;
+      double beyond = requirement.isLeast ? bound - measured : measured - bound;
+      return beyond <= ROUNDING * Math.max(Math.abs(bound), Math.abs(requirement.value));
     }
 
     /** The values under their JSON keys, in a fixed order. */
     public Map<String, Object> toMap() {
       Map<String, Object> map = new LinkedHashMap<>();
       map.put("requirement", requirement.toString());
+      if (output != null) {
+        map.put("output", output);
+      }
       map.put("measured", measured);
       map.put("bound", bound);
       map.put("met", isMet());
@@ -56,7 +65,14 @@ public record Requirement(Measure measure, boolean isLeast, boolean isFromRefere
     /** What is required and what was measured. */
     @Override
     public String toString() {
-      return requirement + ", measured " + requirement.measure.format(measured);
+      return requirement
+          + (output == null ? "" : " of " + output)
+          + (Double.isNaN(measured) ? ", which has no value here" : ", measured " + text(measured))
+          + (requirement.isFromReference ? ", the bound is " + text(bound) : "");
+    }
+
+    private static String text(double number) {
+      return String.format(Locale.ROOT, "%.6g", number);
     }
   }
 
@@ -112,11 +128,12 @@ public record Requirement(Measure measure, boolean isLeast, boolean isFromRefere
   /**
    * Compares with what was measured.
    *
+   * @param output of the models that was measured; null where it is the first one, or the model itself
    * @param numbers gives what was measured under a key of JSON; NaN where nothing was
    */
-  public Verdict verdict(ToDoubleFunction<String> numbers) {
+  public Verdict verdict(String output, ToDoubleFunction<String> numbers) {
     double bound = isFromReference ? numbers.applyAsDouble(measure.referenceKey()) + value : value;
-    return new Verdict(this, numbers.applyAsDouble(measure.key()), bound);
+    return new Verdict(this, output, numbers.applyAsDouble(measure.key()), bound);
   }
 
   /** As it is written. */

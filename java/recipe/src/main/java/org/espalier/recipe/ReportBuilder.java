@@ -156,7 +156,7 @@ final class ReportBuilder {
     slower(recipe, measured.path("speedup").asDouble(Double.NaN))
         .ifPresent(slower -> root.putArray("warnings").add(slower));
     for (Requirement requirement : recipe.requirements().all()) {
-      Verdict verdict = requirement.verdict(key -> measured.path(key).asDouble(Double.NaN));
+      Verdict verdict = requirement.verdict(null, key -> measured.path(key).asDouble(Double.NaN));
       root.withArray("requirements").add(node(verdict.toMap()));
     }
     root.set("stages", stages);

@@ -10,6 +10,7 @@ import java.util.Comparator;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
@@ -297,11 +298,13 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     long bytes = quantizedCopy(same -> {}).inlineSize();
     if (bytes > most) {
       throw new InputException(
-          "weights of 4 bits make a model of "
-              + Quantity.bytes(bytes)
-              + ", more than the "
-              + Quantity.bytes(most)
-              + " that it may take");
+          String.format(
+              Locale.ROOT,
+              "weights of 4 bits make a model of %s, more than the %s that it may take; a size %.2f"
+                  + " times as large is the least",
+              Quantity.bytes(bytes),
+              Quantity.bytes(most),
+              Math.ceil(100.0 * bytes / Math.max(1, most)) / 100));
     }
     return bytes;
   }
