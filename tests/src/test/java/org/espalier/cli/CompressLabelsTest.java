@@ -334,7 +334,11 @@ report: {each-stage: false}
     // What cannot be measured is told before anything is trained.
     for (String[] wrong :
         new String[][] {
-          {"[rmse <= 1]", "rmse is not measured here; measured are cosine_mean, agreement, accuracy"},
+          {
+            "[rmse <= 1]",
+            "rmse is not measured here; measured are cosine_mean, agreement, accuracy"
+          },
+          {"[entity_f1 >= 0.1]", "entity_f1 is not measured here"},
           {"[acuracy >= 1]", "nothing is measured as acuracy; there are 'accuracy'"},
           {"[accuracy > 0.9]", "«accuracy > 0.9» is no requirement; one is a measure, >= or <=,"},
         }) {

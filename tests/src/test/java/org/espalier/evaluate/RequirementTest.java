@@ -1,6 +1,7 @@
 package org.espalier.evaluate;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 
 import java.util.EnumSet;
@@ -130,6 +131,22 @@ class RequirementTest {
         measures(
             new TensorFidelity(3, List.of(new TensorFidelity.Output("y", 1, 1, 1, 1, 1)))
                 .toMapOfFirst()));
+  }
+
+  /** Of three classes there is no AUC, nor of one; entities are in classes that say so. */
+  @Test
+  void labelsSayWhatIsMeasured() {
+    List<String> tags = List.of("O", "B-PER");
+    assertEquals(
+        Measure.OF_CLASSIFIERS,
+        ClassifierEvaluator.measures(List.of(new long[] {0, 1}, new long[] {-100}), tags));
+    for (long last : new long[] {0, 2}) {
+      Set<Measure> measured =
+          ClassifierEvaluator.measures(
+              List.of(new long[] {0}, new long[] {last}), List.of("ham", "spam", "O"));
+      assertFalse(measured.contains(Measure.AUC) || measured.contains(Measure.ENTITY_F1));
+      assertEquals(Measure.OF_CLASSIFIERS.size() - 2, measured.size());
+    }
   }
 
   private static Set<Measure> withoutSavings(Set<Measure> all) {

@@ -412,7 +412,8 @@ class Int8TrainingTest {
             + " prunes by magnitude, or start from the float model that it was made of",
         refused(model, new Stage.Prune("p", refit, Training.none())));
     assertEquals(
-        "stage l: low-rank adds to weights of floats, and the model is int8",
+        "stage l: low-rank adds to weights of floats, and the model is int8; leave it out, or"
+            + " start from the float model",
         refused(
             model,
             new Stage.Train(

@@ -15,6 +15,7 @@ import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.io.IOException;
+import java.nio.ByteBuffer;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
@@ -323,6 +324,43 @@ class LowRankTrainingTest {
         assertNotEquals(model.constant("w").data(), after.constant("w").data());
         assertIsWhatWasTrained(c);
       }
+    }
+  }
+
+  /** A matrix on the left of its product, a convolution and a weight that a branch reads too. */
+  @Test
+  void whatRestsIsTold() {
+    Random random = new Random(4);
+    GraphProto.Builder branch =
+        GraphProto.newBuilder()
+            .setName("branch")
+            .addNode(SmallModels.line("d MatMul c w"))
+            .addOutput(SmallModels.value("d", DataType.FLOAT, -1, 12));
+    GraphProto.Builder graph =
+        GraphProto.newBuilder()
+            .setName("graph")
+            .addInput(SmallModels.value("x", DataType.FLOAT, -1, 12))
+            .addInitializer(SmallModels.floats("w", random, 0.3f, 12, 12))
+            .addInitializer(SmallModels.floats("u", random, 0.3f, 12, 12))
+            .addInitializer(SmallModels.floats("left", random, 0.3f, 12, 12))
+            .addInitializer(SmallModels.floats("head", random, 0.3f, 12, 2))
+            .addInitializer(
+                SmallModels.tensor("yes", DataType.BOOL, ByteBuffer.wrap(new byte[] {1})))
+            .addNode(SmallModels.line("a MatMul x w"))
+            .addNode(SmallModels.line("b MatMul a u"))
+            .addNode(SmallModels.line("t Transpose b"))
+            .addNode(SmallModels.line("s MatMul left t"))
+            .addNode(SmallModels.line("c Transpose s"))
+            .addNode(SmallModels.choice("choice", "yes", "h", branch))
+            .addNode(SmallModels.line("y MatMul h head"))
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 2));
+    OnnxModel model = OnnxModel.of(SmallModels.model(13, graph), "graph");
+    CompressionPlan plan = new CompressionPlan(List.of(lowRank("tune", 1)), 7);
+    try (OnnxCompression c = new OnnxCompression(plan, rows(model))) {
+      assertEquals(List.of("stage tune: low-rank leaves as they are: 'left', 'w'"), c.resting());
+    }
+    try (OnnxCompression c = new OnnxCompression(plan, job(decoder()))) {
+      assertEquals(List.of(), c.resting());
     }
   }
 

@@ -93,6 +93,8 @@ final class RecipeInit implements Callable<Integer> {
     }
     boolean examples = data != null && data.examples != null;
     String given = examples ? data.examples : data == null ? "texts.txt" : data.texts;
+    noteMissing(target, model);
+    noteMissing(target, given);
     OnnxModel onnx = model(target);
     Path examplesFile = examples ? target.resolveSibling(given) : null;
     String text =
@@ -114,6 +116,18 @@ final class RecipeInit implements Callable<Integer> {
           .println("wrote " + target + "; 'espalier recipe check " + target + "' checks it");
     }
     return 0;
+  }
+
+  /** What is not there says nothing of what fits it. */
+  private void noteMissing(Path recipe, String given) {
+    Path file = given.startsWith("maven:") ? null : recipe.resolveSibling(given);
+    if (file != null && !Files.exists(file)) {
+      common.note(
+          "there is no "
+              + file
+              + " yet, where the recipe looks for it (paths in a recipe start at its folder); what"
+              + " is written may not fit it");
+    }
   }
 
   /** The model, where it is there; else null. */

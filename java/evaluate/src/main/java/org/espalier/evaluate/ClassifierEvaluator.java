@@ -1,10 +1,14 @@
 package org.espalier.evaluate;
 
 import java.util.Comparator;
+import java.util.EnumSet;
 import java.util.List;
+import java.util.LongSummaryStatistics;
 import java.util.PriorityQueue;
+import java.util.Set;
 import java.util.function.IntUnaryOperator;
 import java.util.stream.IntStream;
+import java.util.stream.LongStream;
 import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.format.onnx.ClassifierOutput;
@@ -30,6 +34,25 @@ public final class ClassifierEvaluator {
           .thenComparing(ChangedAnswer::example, Comparator.reverseOrder());
 
   private ClassifierEvaluator() {}
+
+  /**
+   * What {@link #evaluate} measures by such labels, beside what is saved; what outputs look like may leave some of it undefined.
+   *
+   * @param labels the right classes of each example; negative where it is unknown
+   * @param tags the names of the classes; empty where they have none
+   */
+  public static Set<Measure> measures(List<long[]> labels, List<String> tags) {
+    Set<Measure> measures = EnumSet.copyOf(Measure.OF_CLASSIFIERS);
+    if (EntityTags.of(tags) == null) {
+      measures.remove(Measure.ENTITY_F1);
+    }
+    LongSummaryStatistics known =
+        labels.stream().flatMapToLong(LongStream::of).filter(c -> c >= 0).summaryStatistics();
+    if (known.getMin() != 0 || known.getMax() != 1) {
+      measures.remove(Measure.AUC);
+    }
+    return measures;
+  }
 
   /**
    * Compares the candidate of a pair with its reference. The first output of each holds logits, or probabilities

@@ -2,8 +2,10 @@ package org.espalier.recipe;
 
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import org.espalier.compress.Progress;
 import org.espalier.evaluate.ClassifierEvaluator;
+import org.espalier.evaluate.Measure;
 import org.espalier.evaluate.ModelPair;
 import org.espalier.evaluate.RegressionEvaluator;
 import org.espalier.train.Labels;
@@ -27,5 +29,15 @@ public final class LabelMeasures {
     }
     Labels.Numbers numbers = (Labels.Numbers) labels;
     return RegressionEvaluator.evaluate(pair, numbers.values(), numbers.width(), progress).toMap();
+  }
+
+  /** What {@link #of} measures by such labels, and what models save; what outputs look like may leave some of it undefined. */
+  static Set<Measure> measures(Labels labels, List<String> classes) {
+    if (labels instanceof Labels.TokenClasses tokens) {
+      return ClassifierEvaluator.measures(tokens.rows(), classes);
+    }
+    return labels instanceof Labels.Classes each
+        ? ClassifierEvaluator.measures(each.rows(), List.of())
+        : Measure.OF_REGRESSIONS;
   }
 }

@@ -161,8 +161,8 @@ final class ReportBuilder {
     }
     root.set("stages", stages);
     root.set("layers", layers(compression));
-    if (!compression.form().resting().isEmpty()) {
-      compression.form().resting().forEach(root.putArray("resting")::add);
+    if (!compression.resting().isEmpty()) {
+      compression.resting().forEach(root.putArray("resting")::add);
     }
     root.set("outputs", outputs);
     root.set("recipe", given());

@@ -93,12 +93,14 @@ final class ReportPage {
         switch (stage.path("kind").asText()) {
           case "prune" -> "pruned";
           case "quantize" -> "quantized to " + stage.path("weights").asText();
-          default -> "trained";
+          default ->
+              "trained"
+                  + (stage.has("low_rank") ? " by matrices of rank " + stage.path("low_rank") : "");
         };
     long steps = stage.path("steps_done").asLong();
     return verb
         + (steps > 0
-            ? (verb.equals("trained") ? "" : " and trained") + " for " + steps + " steps"
+            ? (verb.startsWith("trained") ? "" : " and trained") + " for " + steps + " steps"
             : "");
   }
 

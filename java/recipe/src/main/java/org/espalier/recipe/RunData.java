@@ -79,7 +79,7 @@ record RunData(
       return task() == null ? Measure.OF_EMBEDDINGS : Measure.OF_LANGUAGE_MODELS;
     }
     if (labels() != null) {
-      return labels() instanceof Labels.Numbers ? Measure.OF_REGRESSIONS : Measure.OF_CLASSIFIERS;
+      return LabelMeasures.measures(labels(), classes);
     }
     Set<Measure> measures = EnumSet.copyOf(Measure.OF_OUTPUTS);
     measures.addAll(Measure.OF_SAVINGS);

@@ -126,7 +126,7 @@ final class RunInputs {
         checkComparable();
         noteInnerWeights(trained);
         noteUnseenWeights(trained);
-        form.resting().forEach(host::note);
+        compression.resting().forEach(host::note);
       }
     } catch (InputException e) {
       compression.close();

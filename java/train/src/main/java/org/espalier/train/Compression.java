@@ -127,6 +127,9 @@ public interface Compression extends AutoCloseable {
   /** The model as it is given, as training sees it. */
   TrainedForm form();
 
+  /** Which weights stay as they are, and why: a line a reason. */
+  List<String> resting();
+
   /**
    * The model with its present float weights, pruned ones 0; quantization is not in it. Of a model that is int8 as it is
    * given, activations are rounded where it fixes their ranges, which may clip them.

@@ -57,6 +57,8 @@ final class LowRank {
   /** Weights of products of which a side is no longer than the rank, which are trained themselves: names by constants. */
   private final Map<String, String> whole = new LinkedHashMap<>();
 
+  private final List<String> resting = new ArrayList<>();
+
   /**
    * Adapts a copy of a model.
    *
@@ -75,6 +77,9 @@ final class LowRank {
     for (OnnxWeight weight : OnnxWeights.of(model)) {
       if (!weight.uses().stream().allMatch(use -> isAdaptable(use, producers))
           || weight.otherUses() > 0) {
+        if (!weight.isEmbedding()) {
+          resting.add(weight.name());
+        }
         continue;
       }
       long[] dims = model.constant(weight.value()).dims();
@@ -190,6 +195,11 @@ final class LowRank {
   boolean trains(String constant) {
     return whole.containsKey(constant)
         || pairs.values().stream().anyMatch(p -> p.down.equals(constant) || p.up.equals(constant));
+  }
+
+  /** The names of the weights that stay as they are, less tables. */
+  List<String> resting() {
+    return resting;
   }
 
   /** The constants of the weights that are adapted or trained themselves, with their names for people. */

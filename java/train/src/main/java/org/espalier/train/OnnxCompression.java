@@ -14,6 +14,7 @@ import java.util.Objects;
 import java.util.stream.IntStream;
 import org.bytedeco.javacpp.PointerScope;
 import org.espalier.InputException;
+import org.espalier.format.NearNames;
 import org.espalier.format.onnx.ModelStream;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.op.StepResult;
@@ -29,6 +30,7 @@ public final class OnnxCompression implements Compression {
   private final List<StageReport> reports = new ArrayList<>();
   private final byte[] modelDigest;
   private final TrainedForm form;
+  private final List<String> resting = new ArrayList<>();
 
   private final Passes passes;
   private final PlanCheck check;
@@ -142,6 +144,17 @@ public final class OnnxCompression implements Compression {
     model = new TrainedModel(plan, job, form, device, passes);
     try {
       checkStages(stages);
+      resting.addAll(form.resting());
+      for (Stage stage : plan.stages()) {
+        List<String> names = model.resting(stage);
+        if (!names.isEmpty()) {
+          resting.add(
+              "stage "
+                  + stage.name()
+                  + ": low-rank leaves as they are: "
+                  + NearNames.list("", names));
+        }
+      }
     } catch (RuntimeException e) {
       close();
       throw e;
@@ -537,6 +550,11 @@ public final class OnnxCompression implements Compression {
   @Override
   public TrainedForm form() {
     return form;
+  }
+
+  @Override
+  public List<String> resting() {
+    return resting;
   }
 
   @Override

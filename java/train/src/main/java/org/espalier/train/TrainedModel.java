@@ -336,10 +336,17 @@ final class TrainedModel implements AutoCloseable {
       }
     } else if (rank(stage) > 0) {
       if (given.isInt8()) {
-        throw new InputException("low-rank adds to weights of floats, and the model is int8");
+        throw new InputException(
+            "low-rank adds to weights of floats, and the model is int8; leave it out, or start from"
+                + " the float model");
       }
       new LowRank(form, rank(stage), 0);
     }
+  }
+
+  /** The weights that a stage of low rank leaves as they are, less tables. */
+  List<String> resting(Stage stage) {
+    return rank(stage) == 0 ? List.of() : new LowRank(given.floats(), rank(stage), 0).resting();
   }
 
   /** The bytes that the quantized model may take. */
