@@ -205,6 +205,14 @@ class EvaluateTest {
         List.of(true, false, true),
         verdicts.findValues("met").stream().map(JsonNode::asBoolean).toList());
     assertEquals(List.of(first, "same"), verdicts.findValuesAsText("output"));
+    Path negative =
+        Files.writeString(folder.resolve("n.jsonl"), lines.toString().replace(": 1}", ": -1}"));
+    Run labelled =
+        Run.of("evaluate", model, none, "--examples", negative, "--task", "classification");
+    assertEquals(2, labelled.code(), labelled.err());
+    assertTrue(
+        labelled.err().contains("a label is -1; classes are from 0 on, and -100 is none"),
+        labelled.err());
     for (String[] wrong :
         new String[][] {
           {"perplexity <= 3", "perplexity is not measured here"},

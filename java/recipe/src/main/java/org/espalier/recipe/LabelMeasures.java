@@ -3,6 +3,7 @@ package org.espalier.recipe;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.evaluate.ClassifierEvaluator;
 import org.espalier.evaluate.Measure;
@@ -18,6 +19,7 @@ public final class LabelMeasures {
    * How right both models of a pair are and how far they agree, as names with numbers.
    *
    * @param classes the names of the classes; empty where they have none
+   * @throws InputException where a label is no class of the models, or they cannot be run
    */
   public static Map<String, Object> of(
       ModelPair pair, Labels labels, List<String> classes, Progress progress) {
@@ -25,6 +27,16 @@ public final class LabelMeasures {
       return ClassifierEvaluator.evaluate(pair, tokens.rows(), classes, progress).toMap();
     }
     if (labels instanceof Labels.Classes each) {
+      for (long label : each.values()) {
+        if (label < 0 && label != Labels.Classes.NO_LABEL) {
+          throw new InputException(
+              "a label is "
+                  + label
+                  + "; classes are from 0 on, and "
+                  + Labels.Classes.NO_LABEL
+                  + " is none");
+        }
+      }
       return ClassifierEvaluator.evaluate(pair, each.rows(), List.of(), progress).toMap();
     }
     Labels.Numbers numbers = (Labels.Numbers) labels;
