@@ -362,6 +362,15 @@ class LowRankTrainingTest {
     try (OnnxCompression c = new OnnxCompression(plan, job(decoder()))) {
       assertEquals(List.of(), c.resting());
     }
+    // What a stage before has trained is reported, whatever rests now.
+    Stage whole = new Stage.Train("whole", training(2));
+    try (OnnxCompression c =
+        new OnnxCompression(
+            new CompressionPlan(List.of(whole, lowRank("tune", 1)), 7), rows(model))) {
+      assertTrue(c.run(SILENT));
+      assertEquals(
+          List.of("w", "u", "left", "head"), c.layers().stream().map(LayerReport::name).toList());
+    }
   }
 
   @Test

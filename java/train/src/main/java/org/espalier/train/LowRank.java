@@ -3,10 +3,12 @@ package org.espalier.train;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.ArrayList;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.Set;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Tensor;
@@ -36,7 +38,7 @@ final class LowRank {
    *
    * @param inputAxis the axis of the inputs in the weight as it is stored
    */
-  private record Pair(String weight, String down, String up, int inputAxis) {}
+  private record Pair(String down, String up, int inputAxis) {}
 
   /**
    * What is added to a product.
@@ -54,8 +56,8 @@ final class LowRank {
   /** By the constants of the weights. */
   private final Map<String, Pair> pairs = new LinkedHashMap<>();
 
-  /** Weights of products of which a side is no longer than the rank, which are trained themselves: names by constants. */
-  private final Map<String, String> whole = new LinkedHashMap<>();
+  /** The constants of weights of products of which a side is no longer than the rank, which are trained themselves. */
+  private final Set<String> whole = new HashSet<>();
 
   private final List<String> resting = new ArrayList<>();
 
@@ -77,19 +79,19 @@ final class LowRank {
     for (OnnxWeight weight : OnnxWeights.of(model)) {
       if (!weight.uses().stream().allMatch(use -> isAdaptable(use, producers))
           || weight.otherUses() > 0) {
-        if (!weight.isEmbedding()) {
+        boolean inner = weight.uses().stream().noneMatch(u -> producers.containsKey(u.node()));
+        if (!weight.isEmbedding() && !inner) {
           resting.add(weight.name());
         }
         continue;
       }
       long[] dims = model.constant(weight.value()).dims();
       if (Math.min(dims[0], dims[1]) <= rank) {
-        whole.put(weight.value(), weight.name());
+        whole.add(weight.value());
         continue;
       }
       Pair pair =
           new Pair(
-              weight.name(),
               names.unique(weight.name() + DOWN),
               names.unique(weight.name() + UP),
               weight.reductionAxis());
@@ -193,21 +195,18 @@ final class LowRank {
 
   /** Whether a constant of the adapted model is an A or a B, or a weight that is trained itself. */
   boolean trains(String constant) {
-    return whole.containsKey(constant)
+    return whole.contains(constant)
         || pairs.values().stream().anyMatch(p -> p.down.equals(constant) || p.up.equals(constant));
   }
 
-  /** The names of the weights that stay as they are, less tables. */
+  /** The names of the weights that stay as they are, less tables and what no training sees. */
   List<String> resting() {
     return resting;
   }
 
-  /** The constants of the weights that are adapted or trained themselves, with their names for people. */
-  Map<String, String> weights() {
-    Map<String, String> weights = new LinkedHashMap<>();
-    pairs.forEach((constant, pair) -> weights.put(constant, pair.weight));
-    weights.putAll(whole);
-    return weights;
+  /** Whether a constant of the model as it was given is a weight that is adapted or trained itself. */
+  boolean changes(String constant) {
+    return pairs.containsKey(constant) || whole.contains(constant);
   }
 
   /**

@@ -572,15 +572,15 @@ final class TrainedModel implements AutoCloseable {
   List<LayerReport> layers() {
     List<LayerReport> result = new ArrayList<>();
     if (lowRank != null) {
-      OnnxModel merged = floatModel();
+      OnnxModel now = floatModel();
       OnnxModel then = given.floats();
-      lowRank
-          .weights()
-          .forEach(
-              (constant, name) ->
-                  result.add(
-                      LayerReport.ofFloats(
-                          name, then.constant(constant), merged.constant(constant))));
+      for (OnnxWeight weight : OnnxWeights.of(then)) {
+        OnnxInitializer began = then.constant(weight.value());
+        OnnxInitializer is = now.constant(weight.value());
+        if (lowRank.changes(weight.value()) || !is.data().equals(began.data())) {
+          result.add(LayerReport.ofFloats(weight.name(), began, is));
+        }
+      }
       return result;
     }
     byConstant()
