@@ -31,6 +31,7 @@ import java.util.Random;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.SmallDecoder;
 import org.espalier.format.onnx.SmallModels;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -233,6 +234,16 @@ class Int8FormsTest {
     assertEquals(1, other.resting().size());
     assertTrue(
         other.resting().get(0).contains("a branch reads its floats"), other.resting().get(0));
+  }
+
+  @Test
+  void aHeadThatIsTheTable() {
+    OnnxModel model = OnnxModel.of(SmallDecoder.tied(1, 50, 32, 1), "tied");
+    new DynamicQuantizer(model, new DynamicQuantizer.Options(false, true, w -> true)).apply();
+    String told = refused(model);
+    assertTrue(
+        told.contains("multiplies with the integers of a table that rows are looked up in too"),
+        told);
   }
 
   @Test

@@ -381,7 +381,7 @@ public final class Int8Model {
         OnnxInitializer table =
             n.getOpType().equals("Gather") ? floats.constant(n.getInput(0)) : null;
         if (table != null && isOfBytes(table)) {
-          resting.put(table.name(), "rows are looked up in it");
+          resting.put(table.name(), "rows that are looked up");
         }
         if (isRoundedConstant(floats, n)) {
           resting.putIfAbsent(
@@ -711,10 +711,23 @@ public final class Int8Model {
                 + n.getOpType()
                 + " "
                 + (n.getName().isEmpty() ? n.getOutput(0) : n.getName())
-                + " computes with integers in another way than what `quantize --to onnx-qdq` and"
-                + " `--to onnx-dynamic` write; the float model can be learned, and quantized again"
+                + (isTiedHead(n)
+                    ? " multiplies with the integers of a table that rows are looked up in too,"
+                        + " turned, which cannot be learned"
+                    : " computes with integers in another way than what `quantize --to onnx-qdq`"
+                        + " and `--to onnx-dynamic` write")
+                + "; the float model can be learned, and quantized again"
                 + (resting.isEmpty() ? "" : "; " + String.join("; ", lines(resting))));
       }
+    }
+
+    /** Whether a product of integers takes those of a table, as the head of a language model may. */
+    private boolean isTiedHead(NodeProto n) {
+      NodeProto turned =
+          n.getOpType().equals("MatMulInteger") ? producer(n.getInput(1), "Transpose") : null;
+      return turned != null
+          && consumers.get(turned.getInput(0)).stream()
+              .anyMatch(reader -> reader.getOpType().equals("Gather"));
     }
 
     /** Refuses integers of activations that something else reads than what makes floats of them with the same steps. */
