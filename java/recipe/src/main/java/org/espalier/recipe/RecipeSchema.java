@@ -386,9 +386,9 @@ public final class RecipeSchema {
             "size",
             new Real(0, false, 1, false),
             null,
-            "Of int4 the share of the bytes of the float model that the result may take: the"
-                + " weights whose 4 bits change the outputs most have 8, as many as fit. By default"
-                + " all have 4."),
+            "Of int4 the share of the bytes of the float model, or of the student where there is"
+                + " one, that the result may take: the weights whose 4 bits change the outputs most"
+                + " have 8, as many as fit. By default all have 4."),
         optional(
             "reduce-range",
             new Flag(),

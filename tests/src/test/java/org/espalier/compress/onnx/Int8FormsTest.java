@@ -239,7 +239,7 @@ class Int8FormsTest {
   @Test
   void aHeadThatIsTheTable() {
     OnnxModel model = OnnxModel.of(SmallDecoder.tied(1, 50, 32, 1), "tied");
-    new DynamicQuantizer(model, new DynamicQuantizer.Options(false, true, w -> true)).apply();
+    new DynamicQuantizer(model, DynamicQuantizer.Options.defaults()).apply();
     String told = refused(model);
     assertTrue(
         told.contains("multiplies with the integers of a table that rows are looked up in too"),
