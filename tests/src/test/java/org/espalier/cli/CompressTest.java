@@ -773,13 +773,17 @@ stages:
     Path bad = Files.writeString(folder.resolve("bad.yaml"), RECIPE.replace("seed: 3", "seed: x"));
     Run.refused(folder, new String[] {"bad.yaml:1", "seed"}, "recipe", "check", bad);
     Path made = folder.resolve("made.yaml");
-    Run.of("recipe", "init", "-o", made).done();
+    String told = Run.of("recipe", "init", "-o", made).done().err();
+    for (String missing : List.of("model.onnx", "texts.txt")) {
+      assertTrue(told.contains("there is no " + folder.resolve(missing) + " yet"), told);
+    }
     Run.of("recipe", "check", "--keys-only", made).done();
     Run.refused(folder, new String[] {"exists"}, "recipe", "init", "-o", made);
     Path classifier = folder.resolve("classifier.yaml");
     examples(800, 8, 4);
     String data = "examples.safetensors";
-    Run.of("recipe", "init", "-o", classifier, "--model", "mlp.onnx", "--examples", data).done();
+    Object[] init = {"recipe", "init", "-o", classifier, "--model", "mlp.onnx", "--examples", data};
+    assertEquals("", Run.of(init).done().err());
     found = Run.of("recipe", "check", classifier, "--json").json();
     assertEquals(200, found.path("steps").asInt());
     assertTrue(Run.of("recipe", "schema").done().out().contains("learning-rate"));
