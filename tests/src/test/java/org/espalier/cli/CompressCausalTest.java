@@ -235,7 +235,7 @@ class CompressCausalTest {
         "what is learned is added to the weights");
     // What is written says which learning rate would have been the default.
     String schema = Run.of("recipe", "schema").done().out();
-    assertTrue(schema.contains("By default 1e-3 with low-rank"), schema);
+    assertTrue(schema.contains("By default 3e-3 with low-rank"), schema);
   }
 
   /** What production runs takes what was read before as inputs; training starts each text at its beginning. */

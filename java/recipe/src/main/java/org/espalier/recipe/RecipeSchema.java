@@ -266,11 +266,11 @@ public final class RecipeSchema {
             new Variant(
                 "distil",
                 "Trains what there is against the teacher.",
-                keys(adaptation(), training("1000", "1e-4", " By default 1e-3 with low-rank."))),
+                keys(adaptation(), training("1000", "1e-4", " By default 3e-3 with low-rank."))),
             new Variant(
                 "fine-tune",
                 "Trains what there is on the labels, and teaches the stages after it.",
-                keys(adaptation(), training("1000", "1e-4", " By default 1e-3 with low-rank.")))));
+                keys(adaptation(), training("1000", "1e-4", " By default 3e-3 with low-rank.")))));
   }
 
   private static List<Key> adaptation() {

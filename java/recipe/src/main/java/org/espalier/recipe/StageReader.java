@@ -23,8 +23,8 @@ final class StageReader {
   /** The default learning rate where scales of int4 are trained, each of which moves a whole block of weights. */
   private static final double RATE_OF_SCALES = 3e-4;
 
-  /** The default learning rate of matrices of low rank, of which one begins at 0. */
-  private static final double RATE_OF_LOW_RANK = 1e-3;
+  /** The default learning rate of matrices of low rank: what a step does to an output does not grow with the inputs. */
+  private static final double RATE_OF_LOW_RANK = 3e-3;
 
   /** What stages can learn from. */
   enum Learned {
