@@ -14,9 +14,9 @@ public enum Measure {
   /** {@link Fidelity#cosineMean}, {@link TensorFidelity.Output#cosineMean}, {@link ClassifierFidelity#cosineMean}. */
   COSINE_MEAN("mean cosine", "%.4f", 1),
   /** {@link Fidelity#cosineP5}. */
-  COSINE_P5("5 % below", "%.4f", 1),
+  COSINE_P5("cosine, 5 % below", "%.4f", 1),
   /** {@link Fidelity#cosineMin}, {@link TensorFidelity.Output#cosineMin}. */
-  COSINE_MIN("lowest", "%.4f", 1),
+  COSINE_MIN("cosine, lowest", "%.4f", 1),
   /** {@link Fidelity#pairSpearman}. */
   PAIR_SPEARMAN("pairs, Spearman", "%.4f", 1),
   /** {@link Fidelity#neighbourAgreement}. */
@@ -56,7 +56,7 @@ public enum Measure {
   /** {@link Savings#millis}. */
   MS("milliseconds", "%.3g"),
   /** {@link Fidelity#batchCosineMean}. */
-  BATCH_COSINE_MEAN("in a batch of 32", "%.4f");
+  BATCH_COSINE_MEAN("cosine in a batch of 32", "%.4f");
 
   /** How right a model is by labels; both models have such a number. */
   public static final Set<Measure> BY_LABELS =
