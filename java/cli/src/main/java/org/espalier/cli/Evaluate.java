@@ -245,8 +245,7 @@ final class Evaluate implements Callable<Integer> {
 
   private Map<String, Object> compareTensors(
       ModelSource original, ModelSource judged, List<Requirement> required) {
-    Set<Measure> measured = EnumSet.copyOf(Measure.OF_OUTPUTS);
-    measured.addAll(Measure.OF_SAVINGS);
+    Set<Measure> measured = EnumSet.copyOf(Measure.OF_TENSORS);
     if (task != Task.NONE) {
       measured.addAll(Measure.BY_LABELS);
     }

@@ -94,6 +94,18 @@ public enum Measure {
   public static final Set<Measure> OF_OUTPUTS =
       set(COSINE_MEAN, COSINE_MIN, RELATIVE_ERROR, LARGEST_DIFFERENCE, AGREEMENT);
 
+  /** {@link TensorFidelity} with {@link Savings}. */
+  public static final Set<Measure> OF_TENSORS =
+      set(
+          COSINE_MEAN,
+          COSINE_MIN,
+          RELATIVE_ERROR,
+          LARGEST_DIFFERENCE,
+          AGREEMENT,
+          SIZE_RATIO,
+          SPEEDUP,
+          MS);
+
   private final String heading;
   private final String format;
   private final double ofItself;

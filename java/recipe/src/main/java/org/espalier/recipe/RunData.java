@@ -7,7 +7,6 @@ import java.nio.file.Path;
 import java.security.MessageDigest;
 import java.util.ArrayList;
 import java.util.Collections;
-import java.util.EnumSet;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
@@ -78,12 +77,7 @@ record RunData(
     if (evaluationTexts != null) {
       return task() == null ? Measure.OF_EMBEDDINGS : Measure.OF_LANGUAGE_MODELS;
     }
-    if (labels() != null) {
-      return LabelMeasures.measures(labels(), classes);
-    }
-    Set<Measure> measures = EnumSet.copyOf(Measure.OF_OUTPUTS);
-    measures.addAll(Measure.OF_SAVINGS);
-    return measures;
+    return labels() == null ? Measure.OF_TENSORS : LabelMeasures.measures(labels(), classes);
   }
 
   /** What is learned from labels, in the words of {@code data.task}; null where there are none. */

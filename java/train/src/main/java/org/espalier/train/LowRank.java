@@ -50,11 +50,14 @@ final class LowRank {
   private record Added(Pair pair, boolean turned, float alpha) {}
 
   private final OnnxModel plain;
-  private final OnnxModel adapted;
   private final int rank;
+  private final OnnxModel.Names names;
 
   /** By the constants of the weights. */
   private final Map<String, Pair> pairs = new LinkedHashMap<>();
+
+  /** By the outputs of the products. */
+  private final Map<String, Added> added = new HashMap<>();
 
   /** The constants of weights of products of which a side is no longer than the rank, which are trained themselves. */
   private final Set<String> whole = new HashSet<>();
@@ -62,64 +65,53 @@ final class LowRank {
   private final List<String> resting = new ArrayList<>();
 
   /**
-   * Adapts a copy of a model.
+   * Finds what can be adapted.
    *
+   * @param plain the model, which stays as it is
    * @param rank at least 1
-   * @param seed of the values with which A begins, which have a variance of 1 / inputs
    * @throws InputException where it has no product that could be adapted
    */
-  LowRank(OnnxModel model, int rank, long seed) {
-    plain = model;
-    adapted = model.copy();
+  LowRank(OnnxModel plain, int rank) {
+    this.plain = plain;
     this.rank = rank;
-    OnnxModel.Names names = adapted.names();
-    Random random = new Random(seed);
-    Map<String, Added> byProduct = new HashMap<>();
-    Map<String, NodeProto> producers = model.producers();
-    for (OnnxWeight weight : OnnxWeights.of(model)) {
+    this.names = plain.names();
+    Map<String, NodeProto> producers = plain.producers();
+    for (OnnxWeight weight : OnnxWeights.of(plain)) {
+      long[] dims = plain.constant(weight.value()).dims();
       if (!weight.uses().stream().allMatch(use -> isAdaptable(use, producers))
           || weight.otherUses() > 0) {
         boolean inner = weight.uses().stream().noneMatch(u -> producers.containsKey(u.node()));
         if (!weight.isEmbedding() && !inner) {
           resting.add(weight.name());
         }
-        continue;
-      }
-      long[] dims = model.constant(weight.value()).dims();
-      if (Math.min(dims[0], dims[1]) <= rank) {
+      } else if (Math.min(dims[0], dims[1]) <= rank) {
         whole.add(weight.value());
-        continue;
+      } else {
+        adapt(weight, producers);
       }
-      Pair pair =
-          new Pair(
-              names.unique(weight.name() + DOWN),
-              names.unique(weight.name() + UP),
-              weight.reductionAxis());
-      pairs.put(weight.value(), pair);
-      for (Use use : weight.uses()) {
-        boolean turned = use.reductionAxis() != pair.inputAxis;
-        byProduct.put(use.node(), new Added(pair, turned, alpha(producers.get(use.node()))));
-      }
-      int inputs = (int) dims[weight.reductionAxis()];
-      int outputs = (int) dims[weight.outputAxis()];
-      float[] start = new float[inputs * rank];
-      for (int i = 0; i < start.length; i++) {
-        start[i] = (float) (random.nextGaussian() / Math.sqrt(inputs));
-      }
-      adapted.addInitializer(OnnxInitializer.floats(pair.down, new long[] {inputs, rank}, start));
-      adapted.addInitializer(
-          OnnxInitializer.floats(pair.up, new long[] {rank, outputs}, new float[rank * outputs]));
     }
     if (pairs.isEmpty()) {
       throw new InputException(
-          model.name()
+          plain.name()
               + " has no product with a weight of more than "
               + rank
               + " inputs and outputs, which low-rank: "
               + rank
               + " could adapt");
     }
-    adapted.setNodes(adapted(model.nodes(), byProduct, names));
+  }
+
+  private void adapt(OnnxWeight weight, Map<String, NodeProto> producers) {
+    Pair pair =
+        new Pair(
+            names.unique(weight.name() + DOWN),
+            names.unique(weight.name() + UP),
+            weight.reductionAxis());
+    pairs.put(weight.value(), pair);
+    for (Use use : weight.uses()) {
+      boolean turned = use.reductionAxis() != pair.inputAxis;
+      added.put(use.node(), new Added(pair, turned, alpha(producers.get(use.node()))));
+    }
   }
 
   private static boolean isAdaptable(Use use, Map<String, NodeProto> producers) {
@@ -136,38 +128,68 @@ final class LowRank {
     return product.getOpType().equals("Gemm") ? (float) Attributes.real(product, "alpha", 1) : 1;
   }
 
-  private static List<NodeProto> adapted(
-      List<NodeProto> nodes, Map<String, Added> byProduct, OnnxModel.Names names) {
+  /**
+   * The model with A and B, to be trained.
+   *
+   * @param seed of the values with which A begins, which have a variance of 1 / inputs
+   */
+  OnnxModel adapted(long seed) {
+    OnnxModel model = plain.copy();
+    Random random = new Random(seed);
+    pairs.forEach(
+        (constant, pair) -> {
+          long[] dims = plain.constant(constant).dims();
+          int inputs = (int) dims[pair.inputAxis];
+          int outputs = (int) dims[1 - pair.inputAxis];
+          float[] start = new float[inputs * rank];
+          for (int i = 0; i < start.length; i++) {
+            start[i] = (float) (random.nextGaussian() / Math.sqrt(inputs));
+          }
+          model.addInitializer(OnnxInitializer.floats(pair.down, new long[] {inputs, rank}, start));
+          model.addInitializer(
+              OnnxInitializer.floats(
+                  pair.up, new long[] {rank, outputs}, new float[rank * outputs]));
+        });
+    model.setNodes(adapted(plain.nodes()));
+    return model;
+  }
+
+  private List<NodeProto> adapted(List<NodeProto> nodes) {
     List<NodeProto> result = new ArrayList<>();
     for (NodeProto n : nodes) {
-      Added added = n.getOutputCount() == 0 ? null : byProduct.get(n.getOutput(0));
-      if (added == null) {
+      Added adapter = n.getOutputCount() == 0 ? null : added.get(n.getOutput(0));
+      if (adapter == null) {
         result.add(n);
-        continue;
+      } else {
+        add(adapter, n, result);
       }
-      String output = n.getOutput(0);
-      String resting = names.unique(output + "_resting");
-      String first = added.pair.down;
-      String second = added.pair.up;
-      if (added.turned) { // (A·B)ᵀ is Bᵀ·Aᵀ
-        first = names.unique(output + "_up_turned");
-        second = names.unique(output + "_down_turned");
-        result.add(node("Transpose", first, added.pair.up));
-        result.add(node("Transpose", second, added.pair.down));
-      }
-      String lower = names.unique(output + "_lower");
-      String sum = names.unique(output + "_added");
-      result.add(n.toBuilder().setOutput(0, resting).build());
-      result.add(node("MatMul", lower, n.getInput(0), first));
-      result.add(
-          added.alpha == 1
-              ? node("MatMul", sum, lower, second)
-              : node("Gemm", sum, lower, second).toBuilder()
-                  .addAttribute(Attributes.attribute("alpha", added.alpha))
-                  .build());
-      result.add(node("Add", output, resting, sum));
     }
     return result;
+  }
+
+  /** Adds the nodes that a product becomes. */
+  private void add(Added added, NodeProto n, List<NodeProto> result) {
+    String output = n.getOutput(0);
+    String alone = names.unique(output + "_resting");
+    String first = added.pair.down;
+    String second = added.pair.up;
+    if (added.turned) { // (A·B)ᵀ is Bᵀ·Aᵀ
+      first = names.unique(output + "_up_turned");
+      second = names.unique(output + "_down_turned");
+      result.add(node("Transpose", first, added.pair.up));
+      result.add(node("Transpose", second, added.pair.down));
+    }
+    String lower = names.unique(output + "_lower");
+    String sum = names.unique(output + "_added");
+    result.add(n.toBuilder().setOutput(0, alone).build());
+    result.add(node("MatMul", lower, n.getInput(0), first));
+    result.add(
+        added.alpha == 1
+            ? node("MatMul", sum, lower, second)
+            : node("Gemm", sum, lower, second).toBuilder()
+                .addAttribute(Attributes.attribute("alpha", added.alpha))
+                .build());
+    result.add(node("Add", output, alone, sum));
   }
 
   private static NodeProto node(String operator, String output, String... inputs) {
@@ -179,18 +201,9 @@ final class LowRank {
         .build();
   }
 
-  int rank() {
-    return rank;
-  }
-
   /** The model as it was given. */
   OnnxModel plain() {
     return plain;
-  }
-
-  /** The model with A and B, to be trained. */
-  OnnxModel adapted() {
-    return adapted;
   }
 
   /** Whether a constant of the adapted model is an A or a B, or a weight that is trained itself. */

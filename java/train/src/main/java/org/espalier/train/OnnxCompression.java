@@ -139,22 +139,21 @@ public final class OnnxCompression implements Compression {
     this.check = new PlanCheck(plan, job, form);
     this.breakdown = new BreakdownCheck(job, form);
     StageCheck stages = new StageCheck(job, form);
-    plan.stages().forEach(stages::check);
+    resting.addAll(form.resting());
+    for (Stage stage : plan.stages()) {
+      List<String> names = stages.check(stage);
+      if (!names.isEmpty()) {
+        resting.add(
+            "stage "
+                + stage.name()
+                + ": low-rank leaves as they are: "
+                + NearNames.list("", names));
+      }
+    }
     modelDigest = TeacherOutputs.digest(job.model());
     model = new TrainedModel(plan, job, form, device, passes);
     try {
       checkStages(stages);
-      resting.addAll(form.resting());
-      for (Stage stage : plan.stages()) {
-        List<String> names = model.resting(stage);
-        if (!names.isEmpty()) {
-          resting.add(
-              "stage "
-                  + stage.name()
-                  + ": low-rank leaves as they are: "
-                  + NearNames.list("", names));
-        }
-      }
     } catch (RuntimeException e) {
       close();
       throw e;
@@ -189,12 +188,6 @@ public final class OnnxCompression implements Compression {
       }
       if (stage instanceof Stage.Prune p) {
         stages.checkPruned(p, model.pruning(p.pruning()).candidates());
-        continue;
-      }
-      try {
-        model.check(stage);
-      } catch (InputException e) {
-        throw new InputException("stage " + stage.name() + ": " + e.getMessage(), e);
       }
     }
   }

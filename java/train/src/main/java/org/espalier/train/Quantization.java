@@ -4,6 +4,11 @@ import java.util.Objects;
 import java.util.function.Predicate;
 import org.espalier.compress.onnx.BlockQuantizer;
 import org.espalier.compress.onnx.Clipping;
+import org.espalier.compress.onnx.DynamicQuantizer;
+import org.espalier.compress.onnx.StaticQuantizer;
+import org.espalier.compress.onnx.TrainableQuantizer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.OnnxWeight;
 
 /**
  * How weights and activations are quantized, in training and in the exported model alike.
@@ -134,6 +139,33 @@ public record Quantization(
         Ranges.still(new Clipping.MeanSquaredError()),
         true,
         name -> true);
+  }
+
+  /**
+   * Plans the quantization of a model and gives it the form that it needs.
+   *
+   * @throws org.espalier.InputException where it cannot be quantized
+   */
+  TrainableQuantizer quantizer(OnnxModel model) {
+    // A model that was prepared before has names of its own for the weights.
+    Predicate<OnnxWeight> included =
+        w -> include.test(w.name().replaceFirst(TrainableQuantizer.LATENT + "(_\\d+)?$", ""));
+    boolean reduced = weights.reduceRange();
+    boolean embeddings = weights.embeddings();
+    return switch (form) {
+      case DYNAMIC ->
+          new DynamicQuantizer(model, new DynamicQuantizer.Options(reduced, embeddings, included));
+      case STATIC ->
+          new StaticQuantizer(model, new StaticQuantizer.Options(reduced, embeddings, included));
+      case INT4 ->
+          new BlockQuantizer(
+              model, new BlockQuantizer.Options(4, weights.block(), embeddings, included));
+    };
+  }
+
+  /** The bytes that the quantized model may take where {@link Weights#size} is not 0. */
+  long most(OnnxModel given) {
+    return (long) (weights.size() * given.inlineSize());
   }
 
   /** The same with other settings of weights. */

@@ -6,6 +6,8 @@ import java.util.stream.Collectors;
 import org.espalier.InputException;
 import org.espalier.compress.Glob;
 import org.espalier.compress.OnnxPruner;
+import org.espalier.compress.onnx.BlockQuantizer;
+import org.espalier.compress.onnx.TrainableQuantizer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.op.MagnitudePrune;
@@ -28,9 +30,10 @@ final class StageCheck {
   /**
    * Checks what can be said before the model is opened.
    *
+   * @return the names of weights, less tables, that only this stage leaves as they are
    * @throws InputException that names the stage
    */
-  void check(Stage stage) {
+  List<String> check(Stage stage) {
     String where = "stage " + stage.name() + ": ";
     Objective objective = stage.training().objective();
     boolean embeds = job.training() instanceof Examples.Texts && !job.isCausal();
@@ -60,6 +63,23 @@ final class StageCheck {
             where + (fixed ? "static ranges need" : "fitting needs") + " calibration examples");
       }
     }
+    try {
+      return tryOn(stage);
+    } catch (InputException e) {
+      throw new InputException(where + e.getMessage(), e);
+    }
+  }
+
+  /** Plans what the stage does to the model. */
+  private List<String> tryOn(Stage stage) {
+    if (stage instanceof Stage.Quantize q) {
+      TrainableQuantizer tried = q.quantization().quantizer(form.floats());
+      if (tried instanceof BlockQuantizer blocks && q.quantization().weights().size() > 0) {
+        blocks.requireRoom(q.quantization().most(job.model()));
+      }
+    }
+    int rank = TrainedModel.rank(stage);
+    return rank == 0 ? List.of() : new LowRank(form.floats(), rank).resting();
   }
 
   private void checkInt8(String where, Stage stage) {
@@ -77,6 +97,12 @@ final class StageCheck {
               + job.model().name()
               + " is int8 already; leave refit out, which prunes by magnitude, or start from the"
               + " float model that it was made of");
+    }
+    if (TrainedModel.rank(stage) > 0) {
+      throw new InputException(
+          where
+              + "low-rank adds to weights of floats, and the model is int8; leave it out, or start"
+              + " from the float model");
     }
   }
 

@@ -17,7 +17,6 @@ import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
 import java.util.function.Function;
-import java.util.function.Predicate;
 import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationRange;
@@ -107,12 +106,31 @@ final class TrainedModel implements AutoCloseable {
     this.device = device;
     this.passes = passes;
     this.given = given;
-    form = given.floats();
-    load();
+    // What is to rest is not copied to be checked either.
+    if (!given.isInt8() && plan.stages().stream().allMatch(stage -> rank(stage) > 0)) {
+      adapt(0, given.floats());
+      return;
+    }
+    open(given.floats());
     if (given.isInt8()) {
       stayOnGrids();
     }
-    passes.use(lane(), null, ClassifierOutput.of(form).logits());
+  }
+
+  /** Makes the graph of a form and has passes go through it. */
+  private void open(OnnxModel next) {
+    form = next;
+    load();
+    show();
+  }
+
+  private void show() {
+    passes.use(lane(), fixed, logits());
+  }
+
+  /** The output of a classifier that has its logits; null where there is none. */
+  private String logits() {
+    return ClassifierOutput.of(form).logits();
   }
 
   /** What is trained; another one once a stage has quantized. */
@@ -122,7 +140,7 @@ final class TrainedModel implements AutoCloseable {
 
   /** Makes the trainable graph of the present form; a classifier's logits are an output of it too. */
   private void load() {
-    String logits = ClassifierOutput.of(form).logits();
+    String logits = logits();
     boolean asked =
         plan.stages().stream().anyMatch(s -> s.training().objective().isForLogits(job.labels()));
     List<String> added = asked && logits != null ? List.of(logits) : List.of();
@@ -147,17 +165,19 @@ final class TrainedModel implements AutoCloseable {
    *
    * @param began what it is at first
    */
-  private record OnGrid(TrainedWeight weight, Int8Model.Integers grid, float[] began) {
-    private IntegerEnds.Steps steps() {
-      return IntegerEnds.Steps.along(grid.axis(), grid.scales(), began.length);
+  private record OnGrid(
+      TrainedWeight weight, Int8Model.Integers grid, float[] began, IntegerEnds.Steps steps) {
+    static OnGrid of(TrainedWeight weight, Int8Model.Integers grid) {
+      float[] began = weight.working.values();
+      return new OnGrid(
+          weight, grid, began, IntegerEnds.Steps.along(grid.axis(), grid.scales(), began.length));
     }
 
     IntegerEnds reached() {
-      return IntegerEnds.reached(FloatBuffer.wrap(began), steps());
+      return IntegerEnds.reached(FloatBuffer.wrap(began), steps);
     }
 
     void stay(IntegerEnds ends) {
-      IntegerEnds.Steps steps = steps();
       byte[] integers = new byte[began.length];
       for (int i = 0; i < integers.length; i++) {
         integers[i] = (byte) Math.round(began[i] / steps.of(i));
@@ -175,7 +195,7 @@ final class TrainedModel implements AutoCloseable {
             (constant, w) -> {
               Int8Model.Integers grid = given.integers().grid(constant);
               if (grid != null) {
-                all.add(new OnGrid(w, grid, w.working.values()));
+                all.add(OnGrid.of(w, grid));
               }
             });
     List<IntegerEnds> ends = IntegerEnds.of(all.stream().map(OnGrid::reached).toList());
@@ -213,7 +233,8 @@ final class TrainedModel implements AutoCloseable {
         && stage.training().trainsEmbedding(name, job.teacher() == null);
   }
 
-  private static int rank(Stage stage) {
+  /** Of the matrices that a stage adds; 0 where it adds none. */
+  static int rank(Stage stage) {
     return stage instanceof Stage.Train train ? train.rank() : 0;
   }
 
@@ -223,28 +244,25 @@ final class TrainedModel implements AutoCloseable {
    * @param index of the stage
    */
   void take(int index) {
-    int rank = rank(plan.stages().get(index));
-    if (rank > 0) {
-      adapt(index, index == 0 ? form : floatModel());
-    } else if (lowRank != null) {
+    boolean adapts = rank(plan.stages().get(index)) > 0;
+    if (adapts && (lowRank == null || adapting != index)) {
+      OnnxModel plain = index == 0 ? given.floats() : floatModel();
+      close();
+      adapt(index, plain);
+    } else if (!adapts && lowRank != null) {
       OnnxModel merged = floatModel();
       close();
       lowRank = null;
-      form = given.floats();
-      load();
+      open(given.floats());
       byConstant()
           .forEach((constant, weight) -> weight.latent().set(values(merged.constant(constant))));
-      passes.use(lane(), null, ClassifierOutput.of(form).logits());
     }
   }
 
   private void adapt(int index, OnnxModel plain) {
-    close();
     adapting = index;
-    lowRank = new LowRank(plain, rank(plan.stages().get(index)), plan.seed() + index);
-    form = lowRank.adapted();
-    load();
-    passes.use(lane(), null, ClassifierOutput.of(form).logits());
+    lowRank = new LowRank(plain, rank(plan.stages().get(index)));
+    open(lowRank.adapted(plan.seed() + index));
   }
 
   /** The weights that a stage trains. */
@@ -323,37 +341,6 @@ final class TrainedModel implements AutoCloseable {
     return values;
   }
 
-  /**
-   * Checks that the model can be quantized as a stage says, or its weights adapted.
-   *
-   * @throws InputException where it cannot
-   */
-  void check(Stage stage) {
-    if (stage instanceof Stage.Quantize q) {
-      TrainableQuantizer tried = quantizer(q.quantization(), form.copy());
-      if (tried instanceof BlockQuantizer b && q.quantization().weights().size() > 0) {
-        b.requireRoom(most(q.quantization()));
-      }
-    } else if (rank(stage) > 0) {
-      if (given.isInt8()) {
-        throw new InputException(
-            "low-rank adds to weights of floats, and the model is int8; leave it out, or start from"
-                + " the float model");
-      }
-      new LowRank(form, rank(stage), 0);
-    }
-  }
-
-  /** The weights that a stage of low rank leaves as they are, less tables. */
-  List<String> resting(Stage stage) {
-    return rank(stage) == 0 ? List.of() : new LowRank(given.floats(), rank(stage), 0).resting();
-  }
-
-  /** The bytes that the quantized model may take. */
-  private long most(Quantization q) {
-    return (long) (q.weights().size() * job.model().inlineSize());
-  }
-
   /** How far ranges of activations move towards those of the next batch; of no effect where they are not fixed. */
   void moveRanges(double momentum) {
     if (fixed != null) {
@@ -375,7 +362,7 @@ final class TrainedModel implements AutoCloseable {
                 pruned.add(constant);
               }
             });
-    quantizer = quantizer(q, model);
+    quantizer = q.quantizer(model);
     quantizer.tell((phase, done, total) -> listener.note(phase.text(), done, total));
     if (quantizer instanceof StaticQuantizer s) {
       s.setRanges(ranges(s, q, model));
@@ -383,7 +370,7 @@ final class TrainedModel implements AutoCloseable {
       ((WeightQuantizer) quantizer).calibrate(job.calibration());
     }
     if (quantizer instanceof BlockQuantizer b && q.weights().size() > 0) {
-      b.widen(job.calibration(), Answers.of(model), most(q));
+      b.widen(job.calibration(), Answers.of(model), q.most(job.model()));
     }
     quantizer.prepareTraining();
     reload(model);
@@ -411,24 +398,6 @@ final class TrainedModel implements AutoCloseable {
     return q.fit()
         ? s.calibrate(job.calibration(), clipping)
         : s.ranges(job.calibration(), clipping);
-  }
-
-  private static TrainableQuantizer quantizer(Quantization q, OnnxModel model) {
-    // A model that was prepared before has names of its own for the weights.
-    Predicate<OnnxWeight> include =
-        w -> q.include().test(w.name().replaceFirst(TrainableQuantizer.LATENT + "(_\\d+)?$", ""));
-    Quantization.Weights how = q.weights();
-    return switch (q.form()) {
-      case DYNAMIC ->
-          new DynamicQuantizer(
-              model, new DynamicQuantizer.Options(how.reduceRange(), how.embeddings(), include));
-      case STATIC ->
-          new StaticQuantizer(
-              model, new StaticQuantizer.Options(how.reduceRange(), how.embeddings(), include));
-      case INT4 ->
-          new BlockQuantizer(
-              model, new BlockQuantizer.Options(4, how.block(), how.embeddings(), include));
-    };
   }
 
   /** Makes the graph of a model that the quantizer has prepared, weights and activations on grids. */
@@ -464,7 +433,7 @@ final class TrainedModel implements AutoCloseable {
     if (activations != null) {
       graph.transformInputs(activations);
     }
-    passes.use(lane(), fixed, ClassifierOutput.of(form).logits());
+    show();
   }
 
   /** Null where no range is a parameter. */
@@ -525,11 +494,13 @@ final class TrainedModel implements AutoCloseable {
       throw new InputException("the saved run is damaged: stage " + adapted + " adapts nothing");
     }
     if (adapted >= 0) {
-      adapt(adapted, adapted == 0 ? form : ModelStream.read(in, job.model().name()));
+      OnnxModel plain = adapted == 0 ? given.floats() : ModelStream.read(in, job.model().name());
+      close();
+      adapt(adapted, plain);
     }
     if (in.readBoolean()) {
       OnnxModel prepared = ModelStream.read(in, job.model().name());
-      quantizer = quantizer(quantization(), prepared);
+      quantizer = quantization().quantizer(prepared);
       if (quantizer instanceof StaticQuantizer s) {
         Map<String, ActivationRange> ranges = new HashMap<>();
         for (String activation : new TreeSet<>(s.activations())) {

@@ -246,8 +246,9 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
    *
    * @param members the outputs of products, or the constant of a table
    * @param bytes that 8 bits take more
+   * @param site of the products; null for a table
    */
-  private record Group(Set<String> members, List<String> names, long bytes) {}
+  private record Group(Set<String> members, List<String> names, long bytes, ProductSite site) {}
 
   /**
    * Gives weights 8 bits in place of 4 whose 4 bits change the outputs most for the bytes, as many as fit. What each
@@ -279,9 +280,9 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
         left -= group.bytes();
         wide.addAll(group.members());
         names.addAll(group.names());
-        sites.stream()
-            .filter(s -> s.products.stream().anyMatch(p -> group.members().contains(p.output)))
-            .forEach(again::add);
+        if (group.site() != null) {
+          again.add(group.site());
+        }
       }
     }
     calibrate(source, again);
@@ -319,7 +320,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
                 .mapToLong(p -> (long) p.columns * ((p.rows + block - 1) / block) * block / 2)
                 .sum();
         Set<String> outputs = s.products.stream().map(p -> p.output).collect(Collectors.toSet());
-        groups.add(new Group(outputs, s.products.stream().map(p -> p.name).toList(), bytes));
+        groups.add(new Group(outputs, s.products.stream().map(p -> p.name).toList(), bytes, s));
       }
     }
     tableNames()
@@ -327,7 +328,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
             (value, name) -> {
               if (hasBlocks(value)) {
                 long[] dims = model.constant(value).dims();
-                groups.add(new Group(Set.of(value), List.of(name), dims[0] * dims[1] / 2));
+                groups.add(new Group(Set.of(value), List.of(name), dims[0] * dims[1] / 2, null));
               }
             });
     return groups;
