@@ -22,6 +22,7 @@ import org.espalier.compress.onnx.Int8Model;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.online.memory.Floats;
 import org.espalier.torch.Libtorch;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;

@@ -25,6 +25,7 @@ import java.util.function.Consumer;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.online.memory.Floats;
 import org.espalier.op.Activation;
 import org.espalier.op.Variants;
 import org.espalier.torch.OnnxGraph;

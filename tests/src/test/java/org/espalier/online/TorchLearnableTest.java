@@ -36,6 +36,7 @@ import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.onnx.RankingModel;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.online.memory.Floats;
 import org.espalier.store.Lineage;
 import org.espalier.store.ModelStore;
 import org.espalier.store.StoreWriter;

@@ -4,6 +4,7 @@ import java.io.DataInput;
 import java.io.DataOutput;
 import java.io.IOException;
 import java.util.Locale;
+import org.espalier.online.memory.SavedState;
 
 /**
  * Adaptive windowing: Bifet and Gavaldà, "Learning from time-changing data with adaptive windowing"

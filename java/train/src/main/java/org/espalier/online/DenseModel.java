@@ -2,6 +2,7 @@ package org.espalier.online;
 
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
+import org.espalier.online.memory.Opened;
 
 /** A model of dense layers with memory of its own: that of its weights, and room for a batch, made when one is larger. */
 abstract class DenseModel extends ClosableModel implements OuterProduct {

@@ -5,6 +5,8 @@ import java.util.ArrayList;
 import java.util.List;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
+import org.espalier.online.memory.Floats;
+import org.espalier.online.memory.Opened;
 import org.espalier.op.Linear;
 import org.espalier.torch.onnx.DenseLayers;
 import org.espalier.torch.onnx.DenseLayers.Layer;

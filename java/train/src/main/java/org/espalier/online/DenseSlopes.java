@@ -7,6 +7,8 @@ import java.util.Objects;
 import java.util.stream.Stream;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
+import org.espalier.online.memory.Floats;
+import org.espalier.online.memory.Opened;
 import org.espalier.op.Activation;
 import org.espalier.op.Linear;
 import org.espalier.torch.onnx.DenseLayers.Layer;

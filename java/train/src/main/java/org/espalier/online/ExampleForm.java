@@ -1,6 +1,10 @@
 package org.espalier.online;
 
+import java.io.DataInput;
+import java.io.DataOutput;
+import java.io.IOException;
 import org.espalier.InputException;
+import org.espalier.online.memory.SavedState;
 
 /**
  * What examples a learner takes. Safe for several threads.
@@ -45,5 +49,30 @@ record ExampleForm(int features, int outputs, boolean isForClasses) {
       throw new InputException(
           "an example has " + values.length + " features; the model takes " + features);
     }
+  }
+
+  /** Writes an example for {@link #read}. */
+  void write(DataOutput out, Example example) throws IOException {
+    SavedState.write(out, example.id());
+    SavedState.write(out, example.features());
+    out.writeInt(example.label());
+    if (example.label() < 0) {
+      SavedState.write(out, example.values());
+    }
+  }
+
+  /**
+   * An example that was written.
+   *
+   * @throws InputException where it is damaged or of another form
+   */
+  Example read(DataInput in) throws IOException {
+    String id = SavedState.text(in);
+    float[] values = SavedState.floats(in, features);
+    int label = SavedState.count(in, -1, Math.max(1, outputs - 1));
+    Example example =
+        new Example(id, values, label, label < 0 ? SavedState.floats(in, outputs) : null);
+    check(example);
+    return example;
   }
 }

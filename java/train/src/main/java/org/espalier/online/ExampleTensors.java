@@ -12,6 +12,7 @@ import org.bytedeco.pytorch.TensorOptions;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
+import org.espalier.online.memory.Floats;
 import org.espalier.torch.TensorView;
 import org.espalier.torch.TrainableModel;
 

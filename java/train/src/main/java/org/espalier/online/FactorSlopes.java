@@ -5,6 +5,7 @@ import java.util.Arrays;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
+import org.espalier.online.memory.Floats;
 
 /** The slopes of what a layer's factors give, [capacity, features]. For one thread at a time. */
 final class FactorSlopes implements AutoCloseable {

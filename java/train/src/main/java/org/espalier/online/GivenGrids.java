@@ -8,6 +8,7 @@ import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.FloatPointer;
 import org.espalier.compress.onnx.IntegerEnds;
 import org.espalier.device.Tensor;
+import org.espalier.online.memory.Floats;
 import org.espalier.op.FakeQuantize;
 
 /**

@@ -4,6 +4,8 @@ import java.nio.FloatBuffer;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
+import org.espalier.online.memory.Floats;
+import org.espalier.online.memory.Opened;
 import org.espalier.torch.onnx.DenseLayers.Layer;
 
 /**

@@ -15,6 +15,7 @@ import java.util.Map;
 import java.util.Objects;
 import java.util.Set;
 import org.espalier.InputException;
+import org.espalier.online.memory.SavedState;
 
 /**
  * All that decides a learner's future, as it is saved.
@@ -108,7 +109,7 @@ record LearnerState(
     for (List<Example> list : List.of(replayed, heldOut, learnedSince)) {
       out.writeInt(list.size());
       for (Example example : list) {
-        SavedState.write(out, example);
+        form.write(out, example);
       }
     }
     out.writeInt(MAGIC);
@@ -227,9 +228,7 @@ record LearnerState(
     int n = SavedState.count(in, 0, most);
     List<Example> list = new ArrayList<>();
     for (int i = 0; i < n; i++) {
-      Example example = SavedState.example(in, form.features(), form.outputs());
-      form.check(example);
-      list.add(example);
+      list.add(form.read(in));
     }
     return list;
   }

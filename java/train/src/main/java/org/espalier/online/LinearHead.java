@@ -7,6 +7,8 @@ import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.online.memory.Floats;
+import org.espalier.online.memory.Opened;
 import org.espalier.op.Linear;
 
 /**

@@ -8,6 +8,8 @@ import org.bytedeco.javacpp.LongPointer;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
+import org.espalier.online.memory.Floats;
+import org.espalier.online.memory.Opened;
 import org.espalier.op.KdSoftmaxLoss;
 
 /** Computes the loss of a batch and its gradient with respect to the outputs. */

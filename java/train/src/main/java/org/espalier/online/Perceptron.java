@@ -16,6 +16,8 @@ import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.online.memory.Floats;
+import org.espalier.online.memory.Opened;
 import org.espalier.op.Activation;
 import org.espalier.torch.Parameter;
 import org.espalier.torch.onnx.DenseLayers;

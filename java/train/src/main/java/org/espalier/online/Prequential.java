@@ -6,6 +6,7 @@ import java.io.IOException;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.Map;
+import org.espalier.online.memory.SavedState;
 
 /**
  * Measures predictions before their outcome is learned: over all, over a window of the newest, and

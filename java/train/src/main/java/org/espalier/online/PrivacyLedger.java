@@ -8,6 +8,7 @@ import java.util.List;
 import java.util.Locale;
 import java.util.UUID;
 import org.espalier.InputException;
+import org.espalier.online.memory.SavedState;
 
 /**
  * What private learning has told of its examples: in the pass of one learner, and in those of others that it knows of.

@@ -3,6 +3,7 @@ package org.espalier.online;
 import java.util.Arrays;
 import java.util.List;
 import org.bytedeco.pytorch.Tensor;
+import org.espalier.online.memory.Floats;
 import org.espalier.torch.TensorView;
 import org.espalier.torch.onnx.LookUps.LookUp;
 

@@ -9,6 +9,7 @@ import org.espalier.InputException;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
+import org.espalier.online.memory.Floats;
 import org.espalier.op.FakeQuantize;
 import org.espalier.torch.onnx.Rounding;
 

@@ -10,6 +10,8 @@ import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
 import org.espalier.online.OnlineLearner.Report;
+import org.espalier.online.memory.Floats;
+import org.espalier.online.memory.Opened;
 import org.espalier.op.GradientNorm;
 
 /**

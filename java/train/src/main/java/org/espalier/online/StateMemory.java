@@ -10,6 +10,8 @@ import java.util.List;
 import org.bytedeco.javacpp.BytePointer;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
+import org.espalier.online.memory.Floats;
+import org.espalier.online.memory.SavedState;
 
 /**
  * The memory that steps change, floats and bits in a fixed order, of which checkpoints are made. What follows from other

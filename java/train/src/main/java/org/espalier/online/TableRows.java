@@ -7,6 +7,7 @@ import org.bytedeco.javacpp.Pointer;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
+import org.espalier.online.memory.Floats;
 import org.espalier.op.FusedAdamW;
 import org.espalier.op.FusedSgd;
 import org.espalier.op.GradientNorm;

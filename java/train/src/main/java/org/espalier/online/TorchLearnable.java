@@ -26,6 +26,7 @@ import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.online.memory.Floats;
 import org.espalier.op.DpAccumulate;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.Parameter;

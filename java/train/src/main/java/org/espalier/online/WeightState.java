@@ -15,6 +15,8 @@ import java.util.zip.CRC32C;
 import org.bytedeco.javacpp.BytePointer;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
+import org.espalier.online.memory.Floats;
+import org.espalier.online.memory.Opened;
 import org.espalier.op.Channel;
 import org.espalier.op.FusedAdamW;
 import org.espalier.op.FusedSgd;

@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.memory;
 
 import java.util.ArrayDeque;
 import java.util.Deque;
@@ -7,11 +7,11 @@ import java.util.Deque;
  * What an object has opened and closes with itself, the last first. A constructor that fails closes it too, for nobody
  * else can. Not safe for several threads.
  */
-final class Opened implements AutoCloseable {
+public final class Opened implements AutoCloseable {
   private final Deque<AutoCloseable> all = new ArrayDeque<>();
 
   /** Takes one more, and gives it back. */
-  <T extends AutoCloseable> T add(T opened) {
+  public <T extends AutoCloseable> T add(T opened) {
     all.push(opened);
     return opened;
   }

@@ -1,20 +1,20 @@
-package org.espalier.online;
+package org.espalier.online.memory;
 
 import java.nio.FloatBuffer;
 import org.bytedeco.javacpp.FloatPointer;
 import org.espalier.device.Tensor;
 
 /** The elements of F32 tensors in host memory. */
-final class Floats {
+public final class Floats {
   private Floats() {}
 
   /** All of them where they lie, for bulk copies. Making it costs more than a small prediction. */
-  static FloatBuffer of(Tensor tensor) {
+  public static FloatBuffer of(Tensor tensor) {
     return new FloatPointer(tensor.pointer()).capacity(tensor.elements()).asBuffer();
   }
 
   /** All of them in a new array. */
-  static float[] copy(Tensor tensor) {
+  public static float[] copy(Tensor tensor) {
     float[] copy = new float[Math.toIntExact(tensor.elements())];
     of(tensor).get(0, copy);
     return copy;

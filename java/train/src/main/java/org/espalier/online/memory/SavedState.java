@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.memory;
 
 import java.io.DataInput;
 import java.io.DataOutput;
@@ -8,8 +8,8 @@ import java.nio.FloatBuffer;
 import java.nio.charset.StandardCharsets;
 import org.espalier.InputException;
 
-/** Pieces of a learner's saved state. What is read may be anything. */
-final class SavedState {
+/** Pieces of a learner's saved state. What is read may be anything. Safe for several threads. */
+public final class SavedState {
   private static final int MAX_TEXT = 1 << 20;
 
   /** So many floats are moved at once. */
@@ -17,11 +17,17 @@ final class SavedState {
 
   private SavedState() {}
 
-  static InputException damaged(String what) {
+  /** What to throw of a state that cannot have been written. */
+  public static InputException damaged(String what) {
     return new InputException("the learner's saved state is damaged: " + what);
   }
 
-  static int count(DataInput in, int least, int most) throws IOException {
+  /**
+   * A count.
+   *
+   * @throws InputException where it is below {@code least} or above {@code most}
+   */
+  public static int count(DataInput in, int least, int most) throws IOException {
     int value = in.readInt();
     if (value < least || value > most) {
       throw damaged("a count is " + value + "; " + least + " to " + most + " are right");
@@ -29,19 +35,24 @@ final class SavedState {
     return value;
   }
 
-  static void write(DataOutput out, float[] values) throws IOException {
+  /** An array, of which the reader knows the length. */
+  public static void write(DataOutput out, float[] values) throws IOException {
     write(out, FloatBuffer.wrap(values));
   }
 
-  /** An array of a known length. */
-  static float[] floats(DataInput in, int length) throws IOException {
+  /**
+   * An array of a known length.
+   *
+   * @throws InputException where it has another one
+   */
+  public static float[] floats(DataInput in, int length) throws IOException {
     float[] values = new float[length];
     read(in, FloatBuffer.wrap(values));
     return values;
   }
 
   /** All that a buffer holds, piece by piece. */
-  static void write(DataOutput out, FloatBuffer memory) throws IOException {
+  private static void write(DataOutput out, FloatBuffer memory) throws IOException {
     out.writeInt(memory.capacity());
     ByteBuffer piece = ByteBuffer.allocate(4 * Math.min(PIECE, memory.capacity()));
     for (int at = 0; at < memory.capacity(); at += PIECE) {
@@ -52,7 +63,7 @@ final class SavedState {
   }
 
   /** Fills a buffer with as many floats as were written. */
-  static void read(DataInput in, FloatBuffer memory) throws IOException {
+  private static void read(DataInput in, FloatBuffer memory) throws IOException {
     count(in, memory.capacity(), memory.capacity());
     ByteBuffer piece = ByteBuffer.allocate(4 * Math.min(PIECE, memory.capacity()));
     for (int at = 0; at < memory.capacity(); at += PIECE) {
@@ -62,7 +73,8 @@ final class SavedState {
     }
   }
 
-  static void write(DataOutput out, String text) throws IOException {
+  /** A text, or null. */
+  public static void write(DataOutput out, String text) throws IOException {
     if (text == null) {
       out.writeInt(-1);
     } else {
@@ -72,7 +84,12 @@ final class SavedState {
     }
   }
 
-  static String text(DataInput in) throws IOException {
+  /**
+   * A text that was written, or null.
+   *
+   * @throws InputException where it is too long
+   */
+  public static String text(DataInput in) throws IOException {
     int length = count(in, -1, MAX_TEXT);
     if (length < 0) {
       return null;
@@ -80,21 +97,5 @@ final class SavedState {
     byte[] bytes = new byte[length];
     in.readFully(bytes);
     return new String(bytes, StandardCharsets.UTF_8);
-  }
-
-  static void write(DataOutput out, Example example) throws IOException {
-    write(out, example.id());
-    write(out, example.features());
-    out.writeInt(example.label());
-    if (example.label() < 0) {
-      write(out, example.values());
-    }
-  }
-
-  static Example example(DataInput in, int features, int outputs) throws IOException {
-    String id = text(in);
-    float[] values = floats(in, features);
-    int label = count(in, -1, Math.max(1, outputs - 1));
-    return new Example(id, values, label, label < 0 ? floats(in, outputs) : null);
   }
 }
