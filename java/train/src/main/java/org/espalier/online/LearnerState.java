@@ -15,6 +15,7 @@ import java.util.Map;
 import java.util.Objects;
 import java.util.Set;
 import org.espalier.InputException;
+import org.espalier.online.drift.DriftDetectors;
 import org.espalier.online.memory.SavedState;
 
 /**
@@ -198,7 +199,7 @@ record LearnerState(
     StateMemory.Checkpoint beginning = isOld ? third : second;
     Prequential metrics = Prequential.of(settings, form.outputs());
     metrics.load(in);
-    DriftDetectors drift = new DriftDetectors(settings.drift());
+    DriftDetectors drift = settings.detectors();
     drift.load(in);
     Guard.Quality quality = settings.guard().quality();
     List<Example> replayed = examples(in, Replay.capacity(settings), form);

@@ -3,6 +3,7 @@ package org.espalier.online;
 import java.util.Objects;
 import java.util.Set;
 import java.util.TreeSet;
+import org.espalier.online.drift.DriftDetectors;
 import org.espalier.op.FusedAdamW;
 
 /**
@@ -103,8 +104,7 @@ public record OnlineSettings(
     }
 
     public Drift {
-      new Adwin(delta); // checks
-      new PageHinkley(slack, threshold);
+      DriftDetectors.of(delta, slack, threshold); // checks
       Objects.requireNonNull(action, "action");
     }
 
@@ -173,6 +173,13 @@ public record OnlineSettings(
     if (!right) {
       throw new IllegalArgumentException(message);
     }
+  }
+
+  /** What detects drift, at its beginning. */
+  DriftDetectors detectors() {
+    return drift == null
+        ? DriftDetectors.none()
+        : DriftDetectors.of(drift.delta(), drift.slack(), drift.threshold());
   }
 
   /** Whether tables that can be are learned by rows. */

@@ -10,6 +10,7 @@ import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
 import org.espalier.online.OnlineLearner.Report;
+import org.espalier.online.drift.DriftDetectors;
 import org.espalier.online.memory.Floats;
 import org.espalier.online.memory.Opened;
 import org.espalier.op.GradientNorm;
@@ -73,7 +74,7 @@ final class SequentialLearner implements AutoCloseable {
     ledger = new PrivacyLedger(settings.privacy());
     usual = new UsualSteps(settings.guard());
     metrics = Prequential.of(settings, model.outputs());
-    drift = new DriftDetectors(settings.drift());
+    drift = settings.detectors();
     try {
       loss =
           opened.add(
@@ -326,7 +327,7 @@ final class SequentialLearner implements AutoCloseable {
     if (settings.drift().action() == OnlineSettings.Drift.Action.RESET) {
       state.restore(beginning);
       replay.clear();
-      drift = new DriftDetectors(settings.drift()); // the errors to come are of other weights
+      drift = settings.detectors(); // the errors to come are of other weights
     }
     state.forgetMomentum();
     forgetWorld();

@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.drift;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;

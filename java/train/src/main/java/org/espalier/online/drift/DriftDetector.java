@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.drift;
 
 import java.io.DataInput;
 import java.io.DataOutput;
