@@ -16,7 +16,7 @@ import org.espalier.online.Loss;
 import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineSettings;
 import org.espalier.online.Perceptron;
-import org.espalier.online.Privacy;
+import org.espalier.online.privacy.Privacy;
 import org.espalier.op.Activation;
 
 /**

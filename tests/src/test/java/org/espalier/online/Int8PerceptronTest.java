@@ -23,6 +23,7 @@ import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.online.memory.Floats;
+import org.espalier.online.privacy.Privacy;
 import org.espalier.torch.Libtorch;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;

@@ -26,6 +26,7 @@ import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.online.memory.Floats;
+import org.espalier.online.privacy.Privacy;
 import org.espalier.op.Activation;
 import org.espalier.op.Variants;
 import org.espalier.torch.OnnxGraph;

@@ -36,6 +36,7 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.online.OnlineSettings.SparseRows;
 import org.espalier.online.memory.Floats;
+import org.espalier.online.privacy.Privacy;
 import org.espalier.torch.OnnxGraph;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;

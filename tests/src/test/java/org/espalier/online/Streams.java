@@ -11,11 +11,11 @@ import java.util.Random;
 import org.junit.jupiter.api.function.Executable;
 
 /** Streams with a known truth. */
-final class Streams {
+public final class Streams {
   private Streams() {}
 
   /** Two classes on either side of a plane through the origin, with a share of wrong labels. */
-  static List<Example> plane(int n, int features, double wrong, long seed, long planeSeed) {
+  public static List<Example> plane(int n, int features, double wrong, long seed, long planeSeed) {
     float[] normal = new float[features];
     Random plane = new Random(planeSeed);
     for (int j = 0; j < features; j++) {
@@ -37,7 +37,7 @@ final class Streams {
   }
 
   /** Values that are a linear function of the features, with noise. */
-  static List<Example> line(int n, int features, int outputs, double noise, long seed) {
+  public static List<Example> line(int n, int features, int outputs, double noise, long seed) {
     Random truth = new Random(42);
     float[] w = new float[features * outputs];
     for (int j = 0; j < w.length; j++) {
@@ -62,13 +62,13 @@ final class Streams {
     return list;
   }
 
-  static OnlineSettings.Builder crossEntropy(double rate) {
+  public static OnlineSettings.Builder crossEntropy(double rate) {
     return OnlineSettings.builder(new Loss.CrossEntropy(), new LearningRate.Constant(rate))
         .batch(8);
   }
 
   /** Whether calls are refused because their model is closed. */
-  static void assertModelIsClosed(Executable... calls) {
+  public static void assertModelIsClosed(Executable... calls) {
     for (Executable call : calls) {
       String said = assertThrows(IllegalStateException.class, call).getMessage();
       assertTrue(said.startsWith("the model is closed"), said);
@@ -79,7 +79,7 @@ final class Streams {
    * Closes a model while its learner is amid a step: the step's own thread is refused, another one waits for the
    * step, and afterwards the learner throws.
    */
-  static void closesAmidAStep(Learnable model, List<Example> examples) throws InterruptedException {
+  public static void closesAmidAStep(Learnable model, List<Example> examples) throws InterruptedException {
     Thread closing = new Thread(model::close);
     List<Event.Kind> told = new ArrayList<>();
     OnlineLearner learner = new OnlineLearner(model, crossEntropy(0.1).build());

@@ -18,7 +18,7 @@ import org.espalier.online.Event;
 import org.espalier.online.Example;
 import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineReport;
-import org.espalier.online.PrivacyBudgetException;
+import org.espalier.online.privacy.PrivacyBudgetException;
 import org.espalier.store.Lineage;
 import org.espalier.store.ModelStore;
 import org.espalier.store.StoreWriter;

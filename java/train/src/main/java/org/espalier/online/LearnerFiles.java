@@ -31,6 +31,7 @@ import org.espalier.format.safetensors.SafetensorsWriter;
 import org.espalier.format.safetensors.TensorInfo;
 import org.espalier.format.safetensors.TensorSpec;
 import org.espalier.online.memory.Floats;
+import org.espalier.online.privacy.PrivacyPass;
 import org.espalier.store.Lineage;
 import org.espalier.store.ModelStore;
 import org.espalier.store.SigningKey;

@@ -17,6 +17,8 @@ import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.online.drift.DriftDetectors;
 import org.espalier.online.memory.SavedState;
+import org.espalier.online.privacy.PrivacyLedger;
+import org.espalier.online.privacy.PrivacyPass;
 
 /**
  * All that decides a learner's future, as it is saved.

@@ -16,6 +16,8 @@ import java.util.WeakHashMap;
 import java.util.function.Consumer;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.online.privacy.PrivacyBudgetException;
+import org.espalier.online.privacy.PrivacyPass;
 
 /**
  * Predicts and learns in one process. Any number of threads {@link #predict}, without a lock and on
@@ -391,7 +393,7 @@ public final class OnlineLearner implements AutoCloseable {
    *
    * @throws InputException if it is damaged or of a newer format
    */
-  static List<PrivacyPass> passes(InputStream stream) throws IOException {
+  public static List<PrivacyPass> passes(InputStream stream) throws IOException {
     return LearnerState.passes(stream);
   }
 

@@ -17,6 +17,7 @@ import java.util.function.Supplier;
 import org.espalier.InputException;
 import org.espalier.format.InputFile;
 import org.espalier.format.NearNames;
+import org.espalier.online.privacy.Privacy;
 import org.espalier.op.Activation;
 import org.yaml.snakeyaml.LoaderOptions;
 import org.yaml.snakeyaml.Yaml;

@@ -4,6 +4,7 @@ import java.util.Objects;
 import java.util.Set;
 import java.util.TreeSet;
 import org.espalier.online.drift.DriftDetectors;
+import org.espalier.online.privacy.Privacy;
 import org.espalier.op.FusedAdamW;
 
 /**

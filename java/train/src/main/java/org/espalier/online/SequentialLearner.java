@@ -13,6 +13,8 @@ import org.espalier.online.OnlineLearner.Report;
 import org.espalier.online.drift.DriftDetectors;
 import org.espalier.online.memory.Floats;
 import org.espalier.online.memory.Opened;
+import org.espalier.online.privacy.Privacy;
+import org.espalier.online.privacy.PrivacyLedger;
 import org.espalier.op.GradientNorm;
 
 /**

@@ -17,6 +17,7 @@ import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
 import org.espalier.online.memory.Floats;
 import org.espalier.online.memory.Opened;
+import org.espalier.online.privacy.Privacy;
 import org.espalier.op.Channel;
 import org.espalier.op.FusedAdamW;
 import org.espalier.op.FusedSgd;

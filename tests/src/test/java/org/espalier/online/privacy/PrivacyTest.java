@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.privacy;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertNotEquals;
@@ -14,6 +14,14 @@ import java.util.List;
 import java.util.Random;
 import java.util.function.UnaryOperator;
 import org.espalier.device.Tensor;
+import org.espalier.online.Example;
+import org.espalier.online.Guard;
+import org.espalier.online.LinearHead;
+import org.espalier.online.OnlineLearner;
+import org.espalier.online.OnlineSettings;
+import org.espalier.online.Streams;
+import org.espalier.online.Weight;
+import org.espalier.online.ZeroDistance;
 import org.espalier.online.memory.Floats;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -22,6 +30,11 @@ import org.junit.jupiter.params.provider.CsvSource;
 class PrivacyTest {
   private static final int FEATURES = 6;
 
+  /** Of so many passes over an example. */
+  private static double epsilon(double noise, double delta, int passes) {
+    return Privacy.epsilon(passes * Privacy.spent(noise, 1), delta);
+  }
+
   /**
    * The noise with which dp_accounting's own test of its RDP accountant has epsilon 1 at delta 1e-6; k
    * mechanisms with √k times the noise are as private as one.
@@ -29,7 +42,7 @@ class PrivacyTest {
   @ParameterizedTest
   @CsvSource({"4.530877117, 1e-6, 1, 1", "14.327891479, 1e-6, 10, 1", "45.30877117, 1e-6, 100, 1"})
   void epsilonIsThePublishedOne(double noise, double delta, int steps, double epsilon) {
-    assertEquals(epsilon, Privacy.epsilon(noise, delta, steps), 1e-4);
+    assertEquals(epsilon, epsilon(noise, delta, steps), 1e-4);
   }
 
   /**
@@ -41,7 +54,7 @@ class PrivacyTest {
   void epsilonLiesBetweenTheExactValueAndTheSimpleBound() {
     for (double noise : new double[] {0.5, 1, 2, 5, 20}) {
       for (double delta : new double[] {1e-4, 1e-6, 1e-9}) {
-        double epsilon = Privacy.epsilon(noise, delta, 1);
+        double epsilon = epsilon(noise, delta, 1);
         double rho = 1 / (2 * noise * noise);
         assertTrue(epsilon <= rho + 2 * Math.sqrt(rho * Math.log(1 / delta)) + 1e-9);
         // The mechanism is not (epsilon · 0.8, delta) private: its exact delta there is larger.
@@ -167,7 +180,7 @@ class PrivacyTest {
   @Test
   void contributionsAddUpInTheSum() {
     double noise = 2.5;
-    assertEquals(Privacy.epsilon(noise, 1e-5, 9), new Privacy(1, noise, 1e-5, 3).epsilon(), 1e-12);
+    assertEquals(epsilon(noise, 1e-5, 9), new Privacy(1, noise, 1e-5, 3).epsilon(), 1e-12);
     assertTrue(
         Privacy.forEpsilon(8, 1e-5, 1, 4).noise()
             > 3.9 * Privacy.forEpsilon(8, 1e-5, 1, 1).noise());
@@ -183,14 +196,14 @@ class PrivacyTest {
     List<String> stream = List.of("a", "b");
     PrivacyAccountant accountant = new PrivacyAccountant();
     accountant.add(List.of(new PrivacyPass("1", stream, 0, 100, 1, 1)));
-    assertEquals(Privacy.epsilon(1, 1e-5, 1), Privacy.epsilon(accountant.spent(), 1e-5), 1e-12);
+    assertEquals(epsilon(1, 1e-5, 1), Privacy.epsilon(accountant.spent(), 1e-5), 1e-12);
     // Another noise over the same examples: the divergences of every order add up.
     accountant.add(List.of(new PrivacyPass("2", stream, 50, 200, 2, 1)));
     assertEquals(1 + 0.25, accountant.spent(), 1e-12);
     // Which is less than what the two epsilons give, and more than either.
     double both = Privacy.epsilon(accountant.spent(), 1e-5);
-    assertTrue(both < Privacy.epsilon(1, 1e-5, 1) + Privacy.epsilon(2, 1e-5, 1));
-    assertTrue(both > Privacy.epsilon(1, 1e-5, 1));
+    assertTrue(both < epsilon(1, 1e-5, 1) + epsilon(2, 1e-5, 1));
+    assertTrue(both > epsilon(1, 1e-5, 1));
     // What goes on after them, what is of another stream, and what is known add nothing.
     accountant.add(
         List.of(
@@ -228,7 +241,7 @@ class PrivacyTest {
       passes = learner.passes();
     }
     assertEquals(passes, OnlineLearner.passes(new ByteArrayInputStream(out.toByteArray())));
-    double twice = Privacy.epsilon(privacy.noise(), 1e-5, 2);
+    double twice = epsilon(privacy.noise(), 1e-5, 2);
     try (LinearHead head = new LinearHead(FEATURES, 2);
         OnlineLearner learner = new OnlineLearner(head, limited)) {
       learner.load(new ByteArrayInputStream(out.toByteArray()));

@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.privacy;
 
 import java.util.Collection;
 import java.util.LinkedHashMap;

@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.privacy;
 
 import java.util.List;
 import java.util.Objects;

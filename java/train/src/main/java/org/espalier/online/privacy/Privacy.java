@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.privacy;
 
 /**
  * Differentially private learning: each example's gradient is scaled down to {@code clip} in norm, and
@@ -15,7 +15,7 @@ package org.espalier.online;
  * @param noise the noise's deviation over {@code clip}, above 0
  * @param delta the chance with which epsilon does not hold, in (0, 1); below 1 / examples
  * @param contributions how many examples one person may have in the stream, at least 1
- * @param maxEpsilon learning stops before the {@linkplain OnlineLearner#epsilon total} is above it; infinite for
+ * @param maxEpsilon learning stops before the total of the learner is above it; infinite for
  *     no such limit
  */
 public record Privacy(
@@ -63,11 +63,6 @@ public record Privacy(
   /** The Rényi divergence of a pass over α / 2. */
   static double spent(double noise, int contributions) {
     return (double) contributions * contributions / (noise * noise);
-  }
-
-  /** Epsilon after {@code steps} Gaussian mechanisms on the same example. */
-  static double epsilon(double noise, double delta, long steps) {
-    return epsilon(steps / (noise * noise), delta);
   }
 
   /**

@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.privacy;
 
 import java.io.DataInput;
 import java.io.DataOutput;
@@ -14,7 +14,7 @@ import org.espalier.online.memory.SavedState;
  * What private learning has told of its examples: in the pass of one learner, and in those of others that it knows of.
  * Without privacy nothing is written down. Not safe for several threads.
  */
-final class PrivacyLedger {
+public final class PrivacyLedger {
   private static final int MOST_PASSES = 1 << 20;
   private static final int MOST_DIGESTS = 1 << 10;
 
@@ -30,7 +30,10 @@ final class PrivacyLedger {
   /** Whether any of them was learned. */
   private boolean began;
 
-  PrivacyLedger(Privacy privacy) {
+  /**
+   * @param privacy null where nothing is private
+   */
+  public PrivacyLedger(Privacy privacy) {
     this.privacy = privacy;
     accountant = privacy == null ? null : new PrivacyAccountant();
     pass = privacy == null ? null : fresh();
@@ -46,8 +49,8 @@ final class PrivacyLedger {
         privacy.contributions());
   }
 
-  /** See {@link OnlineLearner#epsilon}. */
-  Double epsilon() {
+  /** The privacy loss for the example of which most was told; null without privacy. */
+  public Double epsilon() {
     if (privacy == null) {
       return null;
     }
@@ -55,20 +58,26 @@ final class PrivacyLedger {
     return spent == 0 ? 0.0 : Privacy.epsilon(spent, privacy.delta());
   }
 
-  /** See {@link OnlineLearner#pass}. */
-  void pass(List<String> stream, long from, long to) {
+  /**
+   * Says where the examples of this pass are from. Without a word they are taken for ones that no other pass has.
+   *
+   * @param stream see {@link PrivacyPass#stream}
+   * @param from the number of the pass's first example in it
+   * @param to the number after the last that was or is about to be learned
+   */
+  public void pass(List<String> stream, long from, long to) {
     if (privacy != null) {
       pass = new PrivacyPass(pass.id(), stream, from, to, pass.noise(), pass.contributions());
     }
   }
 
   /** Examples of this pass were learned. */
-  void learned() {
+  public void learned() {
     began = true;
   }
 
-  /** See {@link OnlineLearner#beginPass}. */
-  void beginPass() {
+  /** The examples that come now are from another stream, or from an earlier place of this one. */
+  public void beginPass() {
     if (privacy != null) {
       accountant.add(passes());
       pass = fresh();
@@ -76,15 +85,15 @@ final class PrivacyLedger {
     }
   }
 
-  /** See {@link OnlineLearner#account}. */
-  void account(List<PrivacyPass> others) {
+  /** Takes passes of other learners into account; ones that it knows, and its own, count once. */
+  public void account(List<PrivacyPass> others) {
     if (privacy != null) {
       accountant.add(others.stream().filter(other -> !other.id().equals(pass.id())).toList());
     }
   }
 
   /** The passes that {@link #epsilon} is of; none without privacy. */
-  List<PrivacyPass> passes() {
+  public List<PrivacyPass> passes() {
     if (privacy == null) {
       return List.of();
     }
@@ -100,7 +109,7 @@ final class PrivacyLedger {
    *
    * @throws PrivacyBudgetException if so
    */
-  void checkBudget() {
+  public void checkBudget() {
     if (privacy == null || privacy.maxEpsilon() == Double.POSITIVE_INFINITY) {
       return;
     }
@@ -119,7 +128,7 @@ final class PrivacyLedger {
   }
 
   /** Writes passes. */
-  static void write(DataOutput out, List<PrivacyPass> passes) throws IOException {
+  public static void write(DataOutput out, List<PrivacyPass> passes) throws IOException {
     out.writeInt(passes.size());
     for (PrivacyPass pass : passes) {
       SavedState.write(out, pass.id());
@@ -139,7 +148,7 @@ final class PrivacyLedger {
    *
    * @throws InputException where they are damaged
    */
-  static List<PrivacyPass> read(DataInput in) throws IOException {
+  public static List<PrivacyPass> read(DataInput in) throws IOException {
     int count = SavedState.count(in, 0, MOST_PASSES);
     List<PrivacyPass> passes = new ArrayList<>();
     for (int i = 0; i < count; i++) {
