@@ -32,6 +32,7 @@ import org.espalier.format.onnx.SmallModels;
 import org.espalier.online.ClassNames;
 import org.espalier.online.Learnable;
 import org.espalier.online.OnlineLearner;
+import org.espalier.online.NewModel;
 import org.espalier.online.OnlineRecipe;
 import org.espalier.store.ModelStore;
 import org.junit.jupiter.api.BeforeEach;
@@ -423,7 +424,7 @@ class OnlineTextsTest {
     OnlineRecipe sized = OnlineRecipe.read(recipe).withFeatures(WIDTH);
     Path words = folder.resolve("tokenizer.json");
     try (Encoder open = Encoder.ofTexts(encoder, words, 10, Pooling.MEAN);
-        Learnable model = sized.newModel();
+        Learnable model = NewModel.of(sized);
         OnlineLearner learner = new OnlineLearner(model, sized.settings());
         OnlineExamples examples =
             new OnlineExamples(

@@ -322,7 +322,7 @@ class Int8PerceptronTest {
     Path file = folder.resolve("model.onnx");
     OnnxModel model = Int8Perceptrons.drawn(4, isDynamic);
     model.write(file);
-    try (Learnable read = LearnerFiles.readModel(file, recipe)) {
+    try (Learnable read = ModelFiles.read(file, recipe)) {
       assertInstanceOf(Perceptron.class, read);
       assertEquals(isDynamic, read.mixesExamples());
     }
@@ -331,7 +331,7 @@ class Int8PerceptronTest {
     nodes.add(SmallModels.line("y Softmax " + last.getInput(0)));
     model.setNodes(nodes);
     model.write(file);
-    try (Learnable read = LearnerFiles.readModel(file, recipe)) {
+    try (Learnable read = ModelFiles.read(file, recipe)) {
       assertInstanceOf(TorchLearnable.class, read);
     }
   }

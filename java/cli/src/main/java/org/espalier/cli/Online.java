@@ -18,6 +18,8 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.online.ExampleLines;
 import org.espalier.online.Learnable;
 import org.espalier.online.LearnerFiles;
+import org.espalier.online.ModelFiles;
+import org.espalier.online.NewModel;
 import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineRecipe;
 import org.espalier.online.Quarantine;
@@ -418,12 +420,12 @@ final class Online implements Callable<Integer> {
 
   private Learnable learnable(OnlineRecipe recipe, ModelStore.Held held) {
     if (model != null) {
-      return LearnerFiles.readModel(ModelSource.findAny(model, common::note).path(), recipe);
+      return ModelFiles.read(ModelSource.findAny(model, common::note).path(), recipe);
     }
     if (held != null) {
       return LearnerFiles.readModel(held, recipe);
     }
-    return recipe.newModel();
+    return NewModel.of(recipe);
   }
 
   /** The encoder that is given or that the version has; null where there is none. */

@@ -11,6 +11,7 @@ import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.online.LearnerFiles;
 import org.espalier.online.Loss;
+import org.espalier.online.ModelFiles;
 import org.espalier.online.OnlineRecipe;
 import org.espalier.source.ModelSource;
 import org.espalier.store.ModelStore;
@@ -118,9 +119,7 @@ final class StoreExport implements Callable<Integer> {
     // Where nothing says that outputs are logits, they are values.
     Loss loss = recipe == null ? new Loss.Squared() : recipe.settings().loss();
     OnnxModel onnx =
-        model.toString().endsWith(".onnx")
-            ? OnnxModel.read(model)
-            : LearnerFiles.toOnnx(model, loss);
+        model.toString().endsWith(".onnx") ? OnnxModel.read(model) : ModelFiles.toOnnx(model, loss);
     OnnxModel whole = encoder == null ? onnx : encoder.followedBy(onnx);
     if (recipe != null && !recipe.classes().isEmpty()) {
       ArrayNode names = JsonNodeFactory.instance.arrayNode();

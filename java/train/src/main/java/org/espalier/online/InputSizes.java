@@ -62,7 +62,7 @@ public final class InputSizes {
    * @return in the order of the names
    * @throws InputException that names line and key, where these are not the model's inputs
    */
-  int[] of(List<String> names, Path model) {
+  public int[] of(List<String> names, Path model) {
     if (!isNamed()) {
       if (names.size() != 1) {
         throw new InputException(
@@ -95,7 +95,7 @@ public final class InputSizes {
   }
 
   /** What a recipe says of a model with such inputs. */
-  static String keys(List<String> names) {
+  public static String keys(List<String> names) {
     List<String> sizes = new ArrayList<>();
     names.forEach(name -> sizes.add(name + ": …"));
     return names.size() == 1 ? "features: …" : "inputs: {" + String.join(", ", sizes) + "}";

@@ -340,8 +340,8 @@ public final class OnlineLearner implements AutoCloseable {
         });
   }
 
-  /** What learns. */
-  Learnable model() {
+  /** What learns, to be looked at: its weights change as it learns. */
+  public Learnable model() {
     return model;
   }
 

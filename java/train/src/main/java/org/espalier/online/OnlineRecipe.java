@@ -271,19 +271,16 @@ public record OnlineRecipe(
   }
 
   /**
-   * A new model: linear and of zeros, or a perceptron whose weights the settings' seed draws.
+   * How many features a new model takes.
    *
-   * @throws InputException where the recipe does not say of what sizes
+   * @throws InputException where the recipe does not say of what sizes one is
    */
-  public Learnable newModel() {
+  public int features() {
     if (inputs == null || inputs.isNamed()) {
       throw new InputException(
           "there is no model: give --model, or say model: {features: …, outputs: …} in the recipe");
     }
-    int features = Math.toIntExact(inputs.features());
-    return hidden.isEmpty()
-        ? new LinearHead(features, outputs)
-        : Perceptron.drawn(features, hidden, outputs, activation, settings.loss(), settings.seed());
+    return Math.toIntExact(inputs.features());
   }
 
   private static Node root(String text, String where) {

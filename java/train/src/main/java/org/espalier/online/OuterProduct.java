@@ -1,10 +1,11 @@
 package org.espalier.online;
 
 /**
- * A model whose gradient for one example is made of outer products of slopes and what they are the slopes of. A step of plain gradient descent on one example then needs no gradient in memory: it
- * reads and writes each weight once, with the bits of the general step.
+ * What a {@link Learnable} is too whose gradient for one example is made of outer products of slopes and what they are the
+ * slopes of. A step of plain gradient descent on one example then needs no gradient in memory: it reads and writes each
+ * weight once, with the bits of the general step.
  */
-interface OuterProduct {
+public interface OuterProduct {
   /** Whether {@link #descend} does all of a step: nothing is rounded, and all that is learned has such a gradient. */
   boolean descendsAlone();
 

@@ -1,8 +1,11 @@
 package org.espalier.online;
 
+import java.nio.FloatBuffer;
 import java.util.ArrayDeque;
 import java.util.Deque;
 import java.util.List;
+import org.espalier.device.Tensor;
+import org.espalier.online.memory.Floats;
 
 /**
  * Which rows of a table have changed, one change after the other, so that a copy that was made at some time can be
@@ -60,5 +63,17 @@ final class RowLog {
       return null;
     }
     return changes.stream().skip(changes.size() - (count - time)).toList();
+  }
+
+  /** Copies rows that have changed to another table of the shape. */
+  static void copy(List<long[]> changes, Tensor from, Tensor to) {
+    int width = Floats.rowLength(from);
+    FloatBuffer source = Floats.of(from);
+    FloatBuffer target = Floats.of(to);
+    for (long[] some : changes) {
+      for (long row : some) {
+        target.put((int) row * width, source, (int) row * width, width);
+      }
+    }
   }
 }

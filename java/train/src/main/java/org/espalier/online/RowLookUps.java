@@ -4,10 +4,11 @@ import java.util.Map;
 import java.util.Set;
 
 /**
- * A model of which a batch reads some rows of tables. Such a table can be learned by rows: backward leaves the gradient of
- * the rows that were read, and a step and what it is published by touch these alone, whatever the table's size.
+ * What a {@link Learnable} is too of which a batch reads some rows of tables. Such a table can be learned by rows: backward
+ * leaves the gradient of the rows that were read, and a step and what it is published by touch these alone, whatever the
+ * table's size.
  */
-interface RowLookUps {
+public interface RowLookUps {
   /**
    * The names of the weights that rows are looked up in, and who reads each in another way: empty where nobody does, so
    * that it can be learned by rows.

@@ -8,7 +8,7 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /** Chooses the tables of a model that are learned by rows. */
-final class RowTables {
+public final class RowTables {
   private static final Logger LOG = LoggerFactory.getLogger(OnlineLearner.class);
 
   /** Where nobody asks for it, a smaller table is learned as a whole, which takes less time than to sort rows. */
@@ -20,7 +20,7 @@ final class RowTables {
   private RowTables() {}
 
   /** Has a model learn by rows what the settings let it, and gives the names of these tables. */
-  static Set<String> begin(Learnable model, OnlineSettings settings) {
+  public static Set<String> begin(Learnable model, OnlineSettings settings) {
     if (!(model instanceof RowLookUps lookUps)) {
       return Set.of();
     }

@@ -43,15 +43,10 @@ final class TableRows implements AutoCloseable {
   TableRows(Weight table, RowLookUps model) {
     this.name = table.name();
     this.model = model;
-    this.width = width(table.latent());
+    this.width = Floats.rowLength(table.latent());
     whole.add(table.latent());
     reserve(1);
     take(1);
-  }
-
-  /** Values of a row. */
-  static int width(Tensor table) {
-    return Math.toIntExact(table.elements() / table.dimension(0));
   }
 
   /** Adds the momentum or a moment of each element, zeros now. */
@@ -137,18 +132,6 @@ final class TableRows implements AutoCloseable {
   /** The momentum or the moments of all rows are those of the beginning: a first step reads those of no row but its own. */
   void forgetMomentum() {
     whole.stream().skip(1).forEach(m -> Pointer.memset(m.pointer(), 0, m.bytes()));
-  }
-
-  /** Copies rows of a table to another of its shape. */
-  static void copy(List<long[]> rows, Tensor from, Tensor to) {
-    int width = width(from);
-    FloatBuffer source = Floats.of(from);
-    FloatBuffer target = Floats.of(to);
-    for (long[] some : rows) {
-      for (long row : some) {
-        target.put((int) row * width, source, (int) row * width, width);
-      }
-    }
   }
 
   @Override

@@ -184,7 +184,7 @@ final class TorchCopies implements AutoCloseable {
       if (changes == null) {
         TorchLearnable.copy(from, memory.get(k));
       } else {
-        TableRows.copy(changes, from, memory.get(k));
+        RowLog.copy(changes, from, memory.get(k));
       }
       times[k] = isLogged ? log.now() : -1;
     }

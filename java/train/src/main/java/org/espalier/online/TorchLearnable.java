@@ -346,7 +346,7 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
       Weight w = weights.stream().filter(x -> x.name().equals(table)).findFirst().orElseThrow();
       List<LookUps.LookUp> own =
           ((OnnxGraph) model).lookUps().stream().filter(l -> l.table().equals(table)).toList();
-      return RowGradient.of(own, TableRows.width(w.latent()));
+      return LookUpGradient.of(own, Floats.rowLength(w.latent()));
     }
   }
 
@@ -402,12 +402,12 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
   }
 
   /** Whether it came from ONNX, so that versions of it can be ONNX files. */
-  boolean isOnnx() {
+  public boolean isOnnx() {
     return model instanceof OnnxGraph;
   }
 
   /** Whether it is a TorchScript module, so that versions of it can be TorchScript files. */
-  boolean isTorchScript() {
+  public boolean isTorchScript() {
     return model instanceof TorchScriptModel;
   }
 
@@ -416,7 +416,7 @@ public final class TorchLearnable extends ClosableModel implements RowLookUps {
    *
    * @param values of the weights, by name
    */
-  void writeTorchScript(Map<String, float[]> values, Path file) {
+  public void writeTorchScript(Map<String, float[]> values, Path file) {
     try (TrainableModel copy = copies.replica()) {
       for (Parameter p : copy.parameters()) {
         Floats.of(TensorView.of(p.tensor())).put(0, values.get(p.name()));

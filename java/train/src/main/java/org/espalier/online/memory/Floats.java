@@ -13,6 +13,11 @@ public final class Floats {
     return new FloatPointer(tensor.pointer()).capacity(tensor.elements()).asBuffer();
   }
 
+  /** How many a row of a table has, which is what an index of the first axis stands for. */
+  public static int rowLength(Tensor table) {
+    return Math.toIntExact(table.elements() / table.dimension(0));
+  }
+
   /** All of them in a new array. */
   public static float[] copy(Tensor tensor) {
     float[] copy = new float[Math.toIntExact(tensor.elements())];
