@@ -11,11 +11,11 @@ import org.espalier.online.ExampleLines;
 import org.espalier.online.Guard;
 import org.espalier.online.Learnable;
 import org.espalier.online.LearningRate;
-import org.espalier.online.LinearHead;
 import org.espalier.online.Loss;
 import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineSettings;
-import org.espalier.online.Perceptron;
+import org.espalier.online.model.LinearHead;
+import org.espalier.online.model.Perceptron;
 import org.espalier.online.privacy.Privacy;
 import org.espalier.op.Activation;
 

@@ -6,11 +6,11 @@ import java.util.Locale;
 import org.espalier.online.Example;
 import org.espalier.online.ExampleLines;
 import org.espalier.online.LearningRate;
-import org.espalier.online.LinearHead;
 import org.espalier.online.Loss;
 import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineSettings;
 import org.espalier.online.ZeroDistance;
+import org.espalier.online.model.LinearHead;
 
 /**
  * Learns the mails with the output tied to a function of the real outcome, and says how far from it the

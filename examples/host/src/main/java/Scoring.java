@@ -12,10 +12,10 @@ import org.espalier.device.Tensor;
 import org.espalier.online.Example;
 import org.espalier.online.Guard;
 import org.espalier.online.LearningRate;
-import org.espalier.online.LinearHead;
 import org.espalier.online.Loss;
 import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineSettings;
+import org.espalier.online.model.LinearHead;
 import org.espalier.op.MagnitudePrune;
 
 /**

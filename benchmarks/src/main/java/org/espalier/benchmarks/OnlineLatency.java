@@ -37,11 +37,11 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.online.Example;
 import org.espalier.online.Learnable;
 import org.espalier.online.LearningRate;
-import org.espalier.online.LinearHead;
 import org.espalier.online.Loss;
 import org.espalier.online.OnlineLearner;
 import org.espalier.online.OnlineSettings;
-import org.espalier.online.TorchLearnable;
+import org.espalier.online.model.LinearHead;
+import org.espalier.online.model.TorchLearnable;
 import org.espalier.torch.Libtorch;
 import org.espalier.torch.ModuleModel;
 
@@ -338,7 +338,7 @@ public final class OnlineLatency {
             .addOpsetImport(OperatorSetIdProto.newBuilder().setVersion(13))
             .setGraph(graph)
             .build();
-    return org.espalier.online.Perceptron.of(OnnxModel.of(model, "perceptron")).orElseThrow();
+    return org.espalier.online.model.Perceptron.of(OnnxModel.of(model, "perceptron")).orElseThrow();
   }
 
   private static TensorProto.Builder tensor(String name) {

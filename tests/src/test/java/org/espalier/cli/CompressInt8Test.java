@@ -20,7 +20,7 @@ import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.PyTorchInt8;
 import org.espalier.format.onnx.SmallModels;
-import org.espalier.online.OnnxModels;
+import org.espalier.online.model.OnnxModels;
 import org.espalier.torch.Libtorch;
 import org.espalier.torch.TorchScriptModel;
 import org.espalier.torch.onnx.OnnxRuntime;

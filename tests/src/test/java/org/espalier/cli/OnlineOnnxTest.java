@@ -36,7 +36,7 @@ import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.online.OnlineRecipe;
-import org.espalier.online.OnnxModels;
+import org.espalier.online.model.OnnxModels;
 import org.espalier.store.ModelStore;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;

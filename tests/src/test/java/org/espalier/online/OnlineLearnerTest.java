@@ -23,6 +23,7 @@ import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.espalier.InputException;
 import org.espalier.device.Tensor;
+import org.espalier.online.model.LinearHead;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.params.ParameterizedTest;

@@ -19,6 +19,7 @@ import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.concurrent.atomic.AtomicReference;
 import org.espalier.InputException;
 import org.espalier.online.OnlineStream.WhenFull;
+import org.espalier.online.model.LinearHead;
 import org.junit.jupiter.api.Test;
 
 class OnlineStreamTest {

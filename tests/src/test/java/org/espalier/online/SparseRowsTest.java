@@ -36,6 +36,8 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.online.OnlineSettings.SparseRows;
 import org.espalier.online.memory.Floats;
+import org.espalier.online.model.LinearHead;
+import org.espalier.online.model.TorchLearnable;
 import org.espalier.online.privacy.Privacy;
 import org.espalier.torch.OnnxGraph;
 import org.junit.jupiter.api.Test;
@@ -711,28 +713,5 @@ class SparseRowsTest {
   private static void refused(String part, org.junit.jupiter.api.function.Executable call) {
     String said = assertThrows(IllegalArgumentException.class, call).getMessage();
     assertTrue(said.contains(part), said);
-  }
-
-  /** Of a log of rows: what a copy of any age lacks. */
-  @Test
-  void aLogKnowsWhatChangedSinceATimeUntilItIsTooMuch() {
-    RowLog log = new RowLog(80);
-    assertNull(log.since(-1)); // of a copy that never was one
-    assertEquals(0, log.since(0).size());
-    log.add(new long[] {3, 4});
-    log.add(new long[] {5});
-    assertEquals(2, log.now());
-    assertArrayEquals(new long[] {5}, log.since(1).get(0));
-    assertEquals(2, log.since(0).size());
-    log.addAll();
-    assertNull(log.since(2));
-    assertEquals(0, log.since(3).size());
-    log.add(new long[] {1, 2, 3, 4, 5, 6});
-    log.add(new long[] {1, 2, 3, 4, 5}); // eleven of eighty
-    assertNull(log.since(3));
-    assertEquals(1, log.since(4).size());
-    log.add(new long[11]);
-    assertNull(log.since(5));
-    assertEquals(0, log.since(6).size());
   }
 }

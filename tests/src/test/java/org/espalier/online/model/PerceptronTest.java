@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.model;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -25,6 +25,14 @@ import java.util.function.Consumer;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.online.Example;
+import org.espalier.online.Guard;
+import org.espalier.online.Learnable;
+import org.espalier.online.Loss;
+import org.espalier.online.OnlineLearner;
+import org.espalier.online.OnlineSettings;
+import org.espalier.online.Streams;
+import org.espalier.online.Weight;
 import org.espalier.online.memory.Floats;
 import org.espalier.online.privacy.Privacy;
 import org.espalier.op.Activation;

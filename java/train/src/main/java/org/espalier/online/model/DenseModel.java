@@ -1,7 +1,8 @@
-package org.espalier.online;
+package org.espalier.online.model;
 
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
+import org.espalier.online.OuterProduct;
 import org.espalier.online.memory.Opened;
 
 /** A model of dense layers with memory of its own: that of its weights, and room for a batch, made when one is larger. */

@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.model;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -22,8 +22,17 @@ import org.espalier.compress.onnx.Int8Model;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.online.Example;
+import org.espalier.online.ExampleInput;
+import org.espalier.online.Learnable;
+import org.espalier.online.OnlineLearner;
+import org.espalier.online.OnlineRecipe;
+import org.espalier.online.OnlineSettings;
+import org.espalier.online.Streams;
+import org.espalier.online.Weight;
 import org.espalier.online.memory.Floats;
 import org.espalier.online.privacy.Privacy;
+import org.espalier.online.store.ModelFiles;
 import org.espalier.torch.Libtorch;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;

@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.model;
 
 import static org.espalier.format.onnx.Attributes.attribute;
 
@@ -12,6 +12,7 @@ import ai.onnx.proto.OnnxMl.TensorShapeProto;
 import ai.onnx.proto.OnnxMl.TypeProto;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.online.Loss;
 import org.espalier.op.Activation;
 
 /** Layers one after the other as an ONNX graph, for any runtime. */

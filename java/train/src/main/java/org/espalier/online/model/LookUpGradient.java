@@ -1,8 +1,9 @@
-package org.espalier.online;
+package org.espalier.online.model;
 
 import java.util.Arrays;
 import java.util.List;
 import org.bytedeco.pytorch.Tensor;
+import org.espalier.online.RowGradient;
 import org.espalier.online.memory.Floats;
 import org.espalier.torch.TensorView;
 import org.espalier.torch.onnx.LookUps.LookUp;

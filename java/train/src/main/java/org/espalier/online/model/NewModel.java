@@ -1,6 +1,9 @@
-package org.espalier.online;
+package org.espalier.online.model;
 
 import java.util.List;
+import org.espalier.online.Learnable;
+import org.espalier.online.OnlineRecipe;
+import org.espalier.online.OnlineSettings;
 
 /** The model that a recipe describes, where none is given. */
 public final class NewModel {

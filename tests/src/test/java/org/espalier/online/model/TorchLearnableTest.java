@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.model;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -36,7 +36,20 @@ import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.onnx.RankingModel;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.online.Event;
+import org.espalier.online.Example;
+import org.espalier.online.ExampleInput;
+import org.espalier.online.ExampleLines;
+import org.espalier.online.LearningRate;
+import org.espalier.online.Loss;
+import org.espalier.online.OnlineLearner;
+import org.espalier.online.OnlineRecipe;
+import org.espalier.online.OnlineSettings;
+import org.espalier.online.Prediction;
+import org.espalier.online.Streams;
+import org.espalier.online.Weight;
 import org.espalier.online.memory.Floats;
+import org.espalier.online.store.LearnerFiles;
 import org.espalier.store.Lineage;
 import org.espalier.store.ModelStore;
 import org.espalier.store.StoreWriter;

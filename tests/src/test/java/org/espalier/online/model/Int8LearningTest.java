@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.model;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -38,6 +38,16 @@ import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.PyTorchInt8;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.online.Event;
+import org.espalier.online.Example;
+import org.espalier.online.ExampleInput;
+import org.espalier.online.Guard;
+import org.espalier.online.Learnable;
+import org.espalier.online.LearningRate;
+import org.espalier.online.Loss;
+import org.espalier.online.OnlineLearner;
+import org.espalier.online.OnlineSettings;
+import org.espalier.online.Streams;
 import org.espalier.torch.Libtorch;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;

@@ -1,10 +1,12 @@
-package org.espalier.online;
+package org.espalier.online.model;
 
 import java.security.MessageDigest;
 import java.util.HashMap;
 import java.util.HexFormat;
 import java.util.Map;
 import org.espalier.format.Sha256;
+import org.espalier.online.Learnable;
+import org.espalier.online.Weight;
 
 /** What of a model from ONNX is not learned, as a hash of its graph. */
 final class GraphIdentity {

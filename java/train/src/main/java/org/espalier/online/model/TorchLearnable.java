@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.model;
 
 import java.io.IOException;
 import java.nio.FloatBuffer;
@@ -26,6 +26,12 @@ import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.online.ExampleInput;
+import org.espalier.online.Loss;
+import org.espalier.online.Predictor;
+import org.espalier.online.RowGradient;
+import org.espalier.online.RowLookUps;
+import org.espalier.online.Weight;
 import org.espalier.online.memory.Floats;
 import org.espalier.op.DpAccumulate;
 import org.espalier.torch.OnnxGraph;

@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.store;
 
 import java.io.BufferedInputStream;
 import java.io.IOException;
@@ -19,6 +19,11 @@ import org.espalier.InputException;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.SafetensorsWriter;
 import org.espalier.format.safetensors.TensorSpec;
+import org.espalier.online.Learnable;
+import org.espalier.online.OnlineLearner;
+import org.espalier.online.OnlineRecipe;
+import org.espalier.online.model.Perceptron;
+import org.espalier.online.model.TorchLearnable;
 import org.espalier.online.privacy.PrivacyPass;
 import org.espalier.store.Lineage;
 import org.espalier.store.ModelStore;

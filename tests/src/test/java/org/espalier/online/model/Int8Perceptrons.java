@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.model;
 
 import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.NodeProto;

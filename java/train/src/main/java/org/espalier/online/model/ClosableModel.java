@@ -1,4 +1,6 @@
-package org.espalier.online;
+package org.espalier.online.model;
+
+import org.espalier.online.Learnable;
 
 /** A model that is closed once, and not amid a step. */
 abstract class ClosableModel implements Learnable {

@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.model;
 
 import java.nio.FloatBuffer;
 import java.util.List;
@@ -7,6 +7,10 @@ import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
 import org.espalier.device.Tensor;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.online.ExampleInput;
+import org.espalier.online.Loss;
+import org.espalier.online.Predictor;
+import org.espalier.online.Weight;
 import org.espalier.online.memory.Floats;
 import org.espalier.online.memory.Opened;
 import org.espalier.op.Linear;

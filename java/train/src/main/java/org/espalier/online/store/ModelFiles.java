@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.store;
 
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.TensorShapeProto;
@@ -22,7 +22,18 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.TensorInfo;
+import org.espalier.online.ExampleInput;
+import org.espalier.online.InputSizes;
+import org.espalier.online.Learnable;
+import org.espalier.online.Loss;
+import org.espalier.online.OnlineLearner;
+import org.espalier.online.OnlineRecipe;
+import org.espalier.online.RowTables;
+import org.espalier.online.Weight;
 import org.espalier.online.memory.Floats;
+import org.espalier.online.model.LinearHead;
+import org.espalier.online.model.Perceptron;
+import org.espalier.online.model.TorchLearnable;
 import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.TorchScriptModel;
 import org.espalier.torch.TrainableModel;

@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.model;
 
 import java.nio.FloatBuffer;
 import org.espalier.device.DType;

@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.model;
 
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
@@ -12,6 +12,7 @@ import org.bytedeco.pytorch.TensorOptions;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
+import org.espalier.online.ExampleInput;
 import org.espalier.online.memory.Floats;
 import org.espalier.torch.TensorView;
 import org.espalier.torch.TrainableModel;

@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.model;
 
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -16,6 +16,8 @@ import org.bytedeco.pytorch.Tensor;
 import org.espalier.InputException;
 import org.espalier.device.DType;
 import org.espalier.device.OwnedTensor;
+import org.espalier.online.Predictor;
+import org.espalier.online.Weight;
 import org.espalier.torch.Parameter;
 import org.espalier.torch.TensorView;
 import org.espalier.torch.TrainableModel;
