@@ -1,10 +1,11 @@
-package org.espalier.online;
+package org.espalier.online.report;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.util.Map;
+import org.espalier.online.Event;
 import org.junit.jupiter.api.Test;
 
 class OnlineReportTest {

@@ -1,9 +1,10 @@
-package org.espalier.online;
+package org.espalier.online.report;
 
 import java.util.List;
 import java.util.Locale;
-import org.espalier.online.OnlineReport.Point;
-import org.espalier.online.OnlineReport.Published;
+import org.espalier.online.Event;
+import org.espalier.online.report.OnlineReport.Point;
+import org.espalier.online.report.OnlineReport.Published;
 
 /** One metric over the examples, fading, over the window and since the beginning, as a drawing for {@link OnlineReport}. */
 final class MetricChart {

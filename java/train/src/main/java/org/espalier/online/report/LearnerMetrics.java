@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.report;
 
 import io.micrometer.core.instrument.FunctionCounter;
 import io.micrometer.core.instrument.Gauge;
@@ -7,6 +7,8 @@ import io.micrometer.core.instrument.binder.MeterBinder;
 import java.util.List;
 import java.util.Locale;
 import java.util.function.ToDoubleFunction;
+import org.espalier.online.Event;
+import org.espalier.online.OnlineLearner;
 
 /**
  * The numbers of a learner for Micrometer: {@code espalier.examples.seen}, {@code .learned} and {@code

@@ -1,4 +1,4 @@
-package org.espalier.online;
+package org.espalier.online.report;
 
 import java.util.ArrayList;
 import java.util.EnumMap;
@@ -7,6 +7,7 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.TreeSet;
 import java.util.stream.Collectors;
+import org.espalier.online.Event;
 
 /**
  * What happened in a run, as one HTML file that needs nothing else: metrics over the examples, with
