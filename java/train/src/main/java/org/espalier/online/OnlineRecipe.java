@@ -1,34 +1,17 @@
 package org.espalier.online;
 
 import java.io.IOException;
-import java.io.StringReader;
 import java.nio.charset.CharacterCodingException;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
-import java.util.Locale;
 import java.util.Map;
-import java.util.Set;
-import java.util.TreeSet;
-import java.util.function.Supplier;
 import org.espalier.InputException;
 import org.espalier.format.InputFile;
-import org.espalier.format.NearNames;
 import org.espalier.online.privacy.Privacy;
 import org.espalier.op.Activation;
-import org.yaml.snakeyaml.LoaderOptions;
-import org.yaml.snakeyaml.Yaml;
-import org.yaml.snakeyaml.constructor.SafeConstructor;
-import org.yaml.snakeyaml.error.MarkedYAMLException;
-import org.yaml.snakeyaml.error.YAMLException;
-import org.yaml.snakeyaml.nodes.MappingNode;
-import org.yaml.snakeyaml.nodes.Node;
-import org.yaml.snakeyaml.nodes.NodeTuple;
-import org.yaml.snakeyaml.nodes.ScalarNode;
-import org.yaml.snakeyaml.nodes.SequenceNode;
 
 /**
  * The settings of online learning as YAML. Every key is checked; an error names line and key.
@@ -108,7 +91,7 @@ public record OnlineRecipe(
     if (text.length() > MAX_CHARACTERS) {
       throw new InputException(where + " has more than " + MAX_CHARACTERS + " characters");
     }
-    Section top = new Section(root(text, where), "", where);
+    RecipeSection top = RecipeSection.of(text, where);
     Loss loss = loss(top);
     OnlineSettings.Builder builder =
         OnlineSettings.builder(loss, rate(top))
@@ -126,7 +109,7 @@ public record OnlineRecipe(
             .seed(top.integer("seed", 1))
             .guard(guard(top));
     addOptional(builder, top);
-    Section model = top.section("model");
+    RecipeSection model = top.section("model");
     InputSizes inputs = model == null ? null : inputs(model);
     ClassNames classes = classes(top, loss);
     Integer outputs = model == null ? null : (Integer) outputs(model, loss, classes);
@@ -140,7 +123,7 @@ public record OnlineRecipe(
         top.checked(builder::build), inputs, outputs, classes, hidden, activation, text);
   }
 
-  private static ClassNames classes(Section top, Loss loss) {
+  private static ClassNames classes(RecipeSection top, Loss loss) {
     if (!top.has("classes")) {
       return ClassNames.NONE;
     }
@@ -159,7 +142,7 @@ public record OnlineRecipe(
     return loss instanceof Loss.Binary ? 1 : classes.names().size();
   }
 
-  private static int outputs(Section model, Loss loss, ClassNames classes) {
+  private static int outputs(RecipeSection model, Loss loss, ClassNames classes) {
     if (!classes.isEmpty() && !model.has("outputs")) {
       return outputs(loss, classes);
     }
@@ -171,7 +154,7 @@ public record OnlineRecipe(
     return outputs;
   }
 
-  private static InputSizes inputs(Section model) {
+  private static InputSizes inputs(RecipeSection model) {
     if (!model.has("inputs") && !model.has("features")) {
       return null;
     }
@@ -186,7 +169,7 @@ public record OnlineRecipe(
         throw model.wrongKey(key, "is of a new model, which has features and no inputs");
       }
     }
-    Section inputs = model.section("inputs");
+    RecipeSection inputs = model.section("inputs");
     Map<String, Integer> sizes = new LinkedHashMap<>();
     Map<String, String> places = new LinkedHashMap<>();
     for (String name : inputs.keys()) {
@@ -228,7 +211,7 @@ public record OnlineRecipe(
             settings, InputSizes.ofOnly(made, "model"), wanted, classes, hidden, activation, text);
   }
 
-  private static Activation activation(Section model, List<Integer> hidden) {
+  private static Activation activation(RecipeSection model, List<Integer> hidden) {
     if (hidden.isEmpty() && model.has("activation")) {
       throw model.wrongKey("activation", "is of the layers in hidden: […], which is missing");
     }
@@ -245,7 +228,7 @@ public record OnlineRecipe(
   }
 
   private static void checkSizes(
-      Section model, InputSizes inputs, List<Integer> hidden, int outputs) {
+      RecipeSection model, InputSizes inputs, List<Integer> hidden, int outputs) {
     List<Long> widths = new ArrayList<>();
     widths.add(inputs.features());
     hidden.forEach(width -> widths.add((long) width));
@@ -283,28 +266,9 @@ public record OnlineRecipe(
     return Math.toIntExact(inputs.features());
   }
 
-  private static Node root(String text, String where) {
-    Node root;
-    try {
-      LoaderOptions options = new LoaderOptions();
-      options.setMaxAliasesForCollections(0);
-      options.setNestingDepthLimit(10);
-      root = new Yaml(new SafeConstructor(options)).compose(new StringReader(text));
-    } catch (MarkedYAMLException e) {
-      int line = e.getProblemMark() == null ? 0 : e.getProblemMark().getLine() + 1;
-      throw new InputException(where + ", line " + line + ": " + e.getProblem(), e);
-    } catch (YAMLException e) {
-      throw new InputException(where + " is not YAML: " + e.getMessage(), e);
-    }
-    if (root == null) {
-      throw new InputException(where + " is empty; loss and learning-rate are needed");
-    }
-    return root;
-  }
-
   /** The sections that there need not be. */
-  private static void addOptional(OnlineSettings.Builder builder, Section top) {
-    Section adamW = top.section("adamw");
+  private static void addOptional(OnlineSettings.Builder builder, RecipeSection top) {
+    RecipeSection adamW = top.section("adamw");
     if (adamW != null) {
       builder.adamW(
           adamW.checked(
@@ -314,7 +278,7 @@ public record OnlineRecipe(
                       adamW.number("beta2", OnlineSettings.AdamW.DEFAULTS.beta2()),
                       adamW.number("epsilon", OnlineSettings.AdamW.DEFAULTS.epsilon()))));
     }
-    Section replay = top.section("replay");
+    RecipeSection replay = top.section("replay");
     if (replay != null) {
       builder.replay(
           replay.checked(
@@ -322,11 +286,11 @@ public record OnlineRecipe(
                   new OnlineSettings.Replay(
                       replay.integer("capacity"), replay.integer("per-step"))));
     }
-    Section constraint = top.section("constraint");
+    RecipeSection constraint = top.section("constraint");
     if (constraint != null) {
       builder.constraint(constraint.checked(() -> constraint(constraint)));
     }
-    Section drift = top.section("drift");
+    RecipeSection drift = top.section("drift");
     if (drift != null) {
       builder.drift(
           drift.checked(
@@ -337,13 +301,13 @@ public record OnlineRecipe(
                       drift.number("threshold", 50),
                       drift.choice("action", OnlineSettings.Drift.Action.class, "report"))));
     }
-    Section privacy = top.section("privacy");
+    RecipeSection privacy = top.section("privacy");
     if (privacy != null) {
       builder.privacy(privacy.checked(() -> privacy(privacy)));
     }
   }
 
-  private static Loss loss(Section top) {
+  private static Loss loss(RecipeSection top) {
     String name = top.textOrNull("loss");
     if (name != null) {
       return switch (name) {
@@ -359,14 +323,14 @@ public record OnlineRecipe(
                     + " is right");
       };
     }
-    Section section = top.section("loss");
+    RecipeSection section = top.section("loss");
     if (section == null) {
       throw top.missing("loss");
     }
     if (section.has("huber")) {
       return section.checked(() -> new Loss.Huber(section.number("huber")));
     }
-    Section distillation = section.section("distillation");
+    RecipeSection distillation = section.section("distillation");
     if (distillation == null) {
       throw section.wrong("huber or distillation is right here");
     }
@@ -378,7 +342,7 @@ public record OnlineRecipe(
                 distillation.number("beta", 0)));
   }
 
-  private static LearningRate rate(Section top) {
+  private static LearningRate rate(RecipeSection top) {
     if (top.isScalar("learning-rate")) {
       double rate = top.number("learning-rate");
       try {
@@ -387,7 +351,7 @@ public record OnlineRecipe(
         throw top.wrongKey("learning-rate", "is no learning rate: " + e.getMessage());
       }
     }
-    Section rate = top.section("learning-rate");
+    RecipeSection rate = top.section("learning-rate");
     if (rate == null) {
       throw top.missing("learning-rate");
     }
@@ -403,7 +367,7 @@ public record OnlineRecipe(
                     rate.number("rate"), rate.number("half-life"), rate.number("power", 0.5)));
   }
 
-  private static ZeroDistance constraint(Section section) {
+  private static ZeroDistance constraint(RecipeSection section) {
     String name = section.text("target");
     ZeroDistance.Target target =
         switch (name) {
@@ -422,14 +386,14 @@ public record OnlineRecipe(
     return new ZeroDistance(target, section.number("rho"), section.flag("augmented", false));
   }
 
-  private static Guard guard(Section top) {
-    Section guard = top.section("guard");
+  private static Guard guard(RecipeSection top) {
+    RecipeSection guard = top.section("guard");
     if (guard == null) {
       return Guard.MINIMAL;
     }
-    Section norm = guard.section("norm");
-    Section spike = guard.section("spike");
-    Section quality = guard.section("quality");
+    RecipeSection norm = guard.section("norm");
+    RecipeSection spike = guard.section("spike");
+    RecipeSection quality = guard.section("quality");
     return new Guard(
         norm == null
             ? null
@@ -459,7 +423,7 @@ public record OnlineRecipe(
                         quality.number("tolerance"))));
   }
 
-  private static Privacy privacy(Section section) {
+  private static Privacy privacy(RecipeSection section) {
     double delta = section.number("delta");
     double clip = section.number("clip");
     int contributions = section.integer("contributions", 1);
@@ -469,216 +433,5 @@ public record OnlineRecipe(
             ? new Privacy(clip, section.number("noise"), delta, contributions)
             : Privacy.forEpsilon(section.number("epsilon"), delta, clip, contributions);
     return privacy.withMaxEpsilon(most);
-  }
-
-  /** A mapping whose keys are asked for one by one. */
-  private static final class Section {
-    private final String path;
-    private final String where;
-    private final Node node;
-    private final Map<String, Node> values = new LinkedHashMap<>();
-    private final Map<String, Integer> lines = new LinkedHashMap<>();
-    private final Set<String> asked = new HashSet<>();
-    private final List<Section> inner = new ArrayList<>();
-
-    Section(Node node, String path, String where) {
-      this.path = path;
-      this.where = where;
-      this.node = node;
-      if (!(node instanceof MappingNode mapping)) {
-        throw wrong("a mapping of keys to values is right here");
-      }
-      for (NodeTuple tuple : mapping.getValue()) {
-        if (!(tuple.getKeyNode() instanceof ScalarNode key)) {
-          throw wrong("a key is not a word");
-        }
-        if (values.put(key.getValue(), tuple.getValueNode()) != null) {
-          throw new InputException(
-              where + ", line " + line(key) + ": " + path + key.getValue() + " occurs twice");
-        }
-        lines.put(key.getValue(), line(key));
-      }
-    }
-
-    private static int line(Node node) {
-      return node.getStartMark().getLine() + 1;
-    }
-
-    InputException wrong(String message) {
-      String name = path.isEmpty() ? "" : path.substring(0, path.length() - 1) + ": ";
-      return new InputException(where + ", line " + line(node) + ": " + name + message);
-    }
-
-    InputException wrongKey(String key, String message) {
-      return new InputException(place(key) + " " + message);
-    }
-
-    /** Line and key, for messages. */
-    String place(String key) {
-      return where + ", line " + lines.get(key) + ": " + path + key;
-    }
-
-    Set<String> keys() {
-      return values.keySet();
-    }
-
-    /** Says what is there, because a key that is missing may be misspelt. */
-    InputException missing(String key) {
-      return wrong(key + " is missing; the keys here are " + NearNames.list(key, values.keySet()));
-    }
-
-    /** A record's own complaint, with the place of this section. */
-    <T> T checked(Supplier<T> maker) {
-      try {
-        return maker.get();
-      } catch (IllegalArgumentException e) {
-        throw wrong(e.getMessage());
-      }
-    }
-
-    boolean has(String key) {
-      return values.containsKey(key);
-    }
-
-    boolean isScalar(String key) {
-      return values.get(key) instanceof ScalarNode;
-    }
-
-    String textOrNull(String key) {
-      asked.add(key);
-      return values.get(key) instanceof ScalarNode scalar ? scalar.getValue() : null;
-    }
-
-    String text(String key) {
-      String text = textOrNull(key);
-      if (text == null) {
-        throw has(key) ? wrongKey(key, "is not one word") : missing(key);
-      }
-      return text;
-    }
-
-    List<String> texts(String key) {
-      asked.add(key);
-      List<String> list = new ArrayList<>();
-      Node value = values.get(key);
-      if (value instanceof SequenceNode sequence) {
-        for (Node item : sequence.getValue()) {
-          if (!(item instanceof ScalarNode scalar)) {
-            throw wrongKey(key, "holds something that is not a word");
-          }
-          list.add(scalar.getValue());
-        }
-      } else if (value != null) {
-        throw wrongKey(key, "is not a list, as [a, b]");
-      }
-      return list;
-    }
-
-    String text(String key, String otherwise) {
-      asked.add(key);
-      return has(key) ? text(key) : otherwise;
-    }
-
-    /** A list of whole numbers; empty where there is none. */
-    List<Integer> integers(String key) {
-      List<Integer> list = new ArrayList<>();
-      for (String text : texts(key)) {
-        try {
-          list.add(Integer.valueOf(text));
-        } catch (NumberFormatException e) {
-          throw wrongKey(key, "holds '" + text + "'; integers are right");
-        }
-      }
-      return List.copyOf(list);
-    }
-
-    double number(String key) {
-      String text = text(key);
-      try {
-        double value = Double.parseDouble(text);
-        if (Double.isFinite(value)) {
-          return value;
-        }
-      } catch (NumberFormatException e) {
-        // said below
-      }
-      throw wrongKey(key, "is '" + text + "'; a number is right");
-    }
-
-    double number(String key, double otherwise) {
-      asked.add(key);
-      return has(key) ? number(key) : otherwise;
-    }
-
-    int integer(String key) {
-      double value = number(key);
-      if (value != Math.rint(value) || Math.abs(value) > Integer.MAX_VALUE) {
-        throw wrongKey(key, "is " + value + "; an integer is right");
-      }
-      return (int) value;
-    }
-
-    int integer(String key, int otherwise) {
-      asked.add(key);
-      return has(key) ? integer(key) : otherwise;
-    }
-
-    boolean flag(String key, boolean otherwise) {
-      asked.add(key);
-      if (!has(key)) {
-        return otherwise;
-      }
-      String text = text(key);
-      if (!text.equals("true") && !text.equals("false")) {
-        throw wrongKey(key, "is '" + text + "'; true or false is right");
-      }
-      return text.equals("true");
-    }
-
-    <E extends Enum<E>> E choice(String key, Class<E> type, String otherwise) {
-      String text = text(key, otherwise);
-      for (E value : type.getEnumConstants()) {
-        if (value.name().toLowerCase(Locale.ROOT).equals(text)) {
-          return value;
-        }
-      }
-      throw wrongKey(
-          key,
-          "is '"
-              + text
-              + "'; one of "
-              + Arrays.toString(type.getEnumConstants()).toLowerCase(Locale.ROOT)
-              + " is right");
-    }
-
-    /** The mapping under a key; null where there is none. */
-    Section section(String key) {
-      asked.add(key);
-      Node value = values.get(key);
-      if (value == null) {
-        return null;
-      }
-      Section section = new Section(value, path + key + ".", where);
-      inner.add(section);
-      return section;
-    }
-
-    /** Refuses keys that nobody asked for. */
-    void finish() {
-      for (Map.Entry<String, Integer> key : lines.entrySet()) {
-        if (!asked.contains(key.getKey())) {
-          throw new InputException(
-              where
-                  + ", line "
-                  + key.getValue()
-                  + ": "
-                  + path
-                  + key.getKey()
-                  + " is unknown; known here are "
-                  + String.join(", ", new TreeSet<>(asked)));
-        }
-      }
-      inner.forEach(Section::finish);
-    }
   }
 }
