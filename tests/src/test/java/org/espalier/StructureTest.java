@@ -13,6 +13,8 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.TreeMap;
+import java.util.TreeSet;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
@@ -29,6 +31,20 @@ class StructureTest {
 
   /** Operations whose name in Java is not the words of it. */
   private static final Map<String, String> SPELLED = Map.of("fused_adamw", "FusedAdamW");
+
+  private static final List<String> MODULES =
+      List.of("kernels", "models", "evaluate", "train", "recipe", "cli");
+
+  /** The name of a class with its package, which is the group. */
+  private static final Pattern QUALIFIED =
+      Pattern.compile("\\b(org\\.espalier(?:\\.[a-z]\\w*)*)\\.[A-Z]");
+
+  /** Packages that know each other: one layer in several folders. No others do. */
+  private static final List<Set<String>> LAYERS_OF_SEVERAL =
+      List.of(
+          Set.of("org.espalier.compress", "org.espalier.compress.onnx"),
+          Set.of("org.espalier.format", "org.espalier.format.safetensors"),
+          Set.of("org.espalier.torch", "org.espalier.torch.onnx"));
 
   @Test
   void everyOperationHasItsFiles() throws IOException {
@@ -87,7 +103,8 @@ class StructureTest {
     assertEquals(List.of(), importsOf("java/cli", "org.bytedeco.pytorch"));
     assertEquals(List.of(), importsOf("java/train", "ai.onnxruntime", "ai.djl"));
     // Generated bindings stay behind org.espalier.{op,device,backend}.
-    for (String module : List.of("java/models", "java/evaluate", "java/train", "java/recipe", "java/cli")) {
+    for (String module :
+        List.of("java/models", "java/evaluate", "java/train", "java/recipe", "java/cli")) {
       assertEquals(
           List.of(), importsOf(module, "org.espalier.binding.global", "org.espalier.binding.esp_"));
     }
@@ -97,18 +114,73 @@ class StructureTest {
   @Test
   void modulesHaveNamesAndPackagesOfTheirOwn() throws IOException {
     Map<String, String> homes = new HashMap<>();
-    for (String module : List.of("kernels", "models", "evaluate", "train", "recipe", "cli")) {
+    for (String module : MODULES) {
       String pom = Files.readString(ROOT.resolve("java/" + module + "/pom.xml"));
       String name = "<Automatic-Module-Name>org.espalier." + module + "</Automatic-Module-Name>";
       assertTrue(pom.contains(name), module + " has no " + name);
-      Path sources = ROOT.resolve("java/" + module + "/src/main/java");
-      try (Stream<Path> files = Files.walk(sources)) {
-        files
-            .filter(file -> file.toString().endsWith(".java"))
-            .map(file -> sources.relativize(file).getParent().toString().replace('/', '.'))
-            .forEach(
-                place -> assertEquals(module, homes.computeIfAbsent(place, p -> module), place));
+      sources(module)
+          .forEach(
+              (file, place) ->
+                  assertEquals(module, homes.computeIfAbsent(place, p -> module), place));
+    }
+  }
+
+  /** A package is built on others, and none of these on it. */
+  @Test
+  void packagesBuildOnEachOtherInOneDirection() throws IOException {
+    Map<String, Set<String>> uses = new TreeMap<>();
+    for (String module : MODULES) {
+      for (Map.Entry<Path, String> source : sources(module).entrySet()) {
+        uses.computeIfAbsent(source.getValue(), place -> new TreeSet<>())
+            .addAll(packagesIn(source.getKey()));
       }
+    }
+    uses.values().forEach(used -> used.retainAll(uses.keySet()));
+    Map<String, Set<String>> reached = new TreeMap<>();
+    for (String place : uses.keySet()) {
+      reached.put(place, new TreeSet<>());
+      reach(place, uses, reached.get(place));
+    }
+    List<Set<String>> layers = new ArrayList<>();
+    reached.forEach(
+        (place, below) -> {
+          Set<String> layer = new TreeSet<>(below);
+          layer.removeIf(other -> !reached.get(other).contains(place));
+          if (layer.size() > 1 && !layers.contains(layer)) {
+            layers.add(layer);
+          }
+        });
+    assertEquals(LAYERS_OF_SEVERAL, layers);
+  }
+
+  /** Adds a package and all that it is built on. */
+  private static void reach(String place, Map<String, Set<String>> uses, Set<String> reached) {
+    if (reached.add(place)) {
+      uses.get(place).forEach(used -> reach(used, uses, reached));
+    }
+  }
+
+  /** The packages of classes that a file names in full, comments left out. */
+  private static Set<String> packagesIn(Path file) throws IOException {
+    Set<String> packages = new TreeSet<>();
+    for (String line : Files.readAllLines(file)) {
+      if (!line.strip().startsWith("*") && !line.strip().startsWith("/")) {
+        QUALIFIED.matcher(line).results().map(found -> found.group(1)).forEach(packages::add);
+      }
+    }
+    return packages;
+  }
+
+  /** The Java files of a module, with their packages. */
+  private static Map<Path, String> sources(String module) throws IOException {
+    Path sources = ROOT.resolve("java/" + module + "/src/main/java");
+    try (Stream<Path> files = Files.walk(sources)) {
+      return files
+          .filter(file -> file.toString().endsWith(".java"))
+          .collect(
+              Collectors.toMap(
+                  file -> file,
+                  file -> sources.relativize(file).getParent().toString().replace('/', '.')));
     }
   }
 
