@@ -19,7 +19,11 @@ public final class RowTables {
 
   private RowTables() {}
 
-  /** Has a model learn by rows what the settings let it, and gives the names of these tables. */
+  /**
+   * Has a model learn by rows what the settings let it, and all else as a whole.
+   *
+   * @return the names of these tables; none where it looks up no rows
+   */
   public static Set<String> begin(Learnable model, OnlineSettings settings) {
     if (!(model instanceof RowLookUps lookUps)) {
       return Set.of();
