@@ -372,6 +372,33 @@ class QuantizeTest {
     }
   }
 
+  @Test
+  void float16IsHalf() throws IOException {
+    Path cnn = Files.write(folder.resolve("cnn.onnx"), SmallModels.cnn().toByteArray());
+    Path examples = examples("examples.safetensors", "x", "[40,3,16,16]", 40 * 768);
+    Path out = folder.resolve("half.onnx");
+    Object[] command = {"quantize", cnn, "-o", out, "--to", "onnx-float16", "--json"};
+    JsonNode json = with(command, "--calibration", examples).json();
+    assertEquals(4, json.get("quantized").size(), json.toString());
+    assertEquals(0, json.get("float").size(), json.toString());
+    double error = json.get("error").asDouble();
+    assertTrue(error > 1e-5 && error < 0.01, json.toString());
+    JsonNode judged = Run.of("evaluate", cnn, out, "--examples", examples, "--json").json();
+    assertTrue(judged.get("outputs").get(0).get("cosine_mean").asDouble() > 0.9999, "" + judged);
+    json = with(command, "--exclude", "conv1.*").json();
+    assertEquals("it is not chosen", json.get("float").get("conv1.weight").asText());
+    assertFalse(json.has("error"), json.toString());
+    refused("is int8 already", quantized(cnn, examples), "-o", out, "--to", "onnx-float16");
+    refused("--reduce-range is for", cnn, "-o", out, "--to", "onnx-float16", "--reduce-range");
+  }
+
+  private Path quantized(Path cnn, Path examples) throws IOException {
+    Path out = folder.resolve("int8.onnx");
+    Run.of("quantize", cnn, "-o", out, "--to", "onnx-qdq", "--calibration", examples, "--json")
+        .json();
+    return out;
+  }
+
   private Path examples(String file, String name, String shape, int elements) throws IOException {
     byte[] bytes =
         RawSafetensors.bytes(

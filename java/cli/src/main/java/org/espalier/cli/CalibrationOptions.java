@@ -61,7 +61,8 @@ final class CalibrationOptions {
 
   @Mixin private ImageOptions images;
 
-  private final int usualTexts;
+  private int usualTexts;
+  private int usualTensors = USUAL;
 
   /** Null before they are read, and where there are none. */
   private LineExamples lines;
@@ -78,6 +79,12 @@ final class CalibrationOptions {
   /** For refitting what reads that which is gone: it must know more of what goes together. */
   static CalibrationOptions ofPruning() {
     return new CalibrationOptions(ActivationSource.REFITTING_TEXTS);
+  }
+
+  /** Takes so many examples where the user does not say how many. */
+  void usually(int examples) {
+    usualTexts = examples;
+    usualTensors = examples;
   }
 
   /** Whether the user said what to calibrate on. */
@@ -226,7 +233,7 @@ final class CalibrationOptions {
   }
 
   private int mostTensors() {
-    return count == null ? USUAL : count;
+    return count == null ? usualTensors : count;
   }
 
   private int mostTexts() {

@@ -22,6 +22,7 @@ import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.BlockQuantizer;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
+import org.espalier.compress.onnx.Float16Converter;
 import org.espalier.compress.onnx.FloatWeights;
 import org.espalier.compress.onnx.Int8Saturation;
 import org.espalier.compress.onnx.OutputError;
@@ -32,6 +33,7 @@ import org.espalier.device.Device;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
 import org.espalier.format.Quantity;
+import org.espalier.format.onnx.Float16Graph;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
@@ -58,6 +60,9 @@ import picocli.CommandLine.Parameters;
           + " models that write, a row at a time; many rows at once are faster in onnx-dynamic",
       "  onnx-int8           the same of 8 bits: more exact than onnx-dynamic, and answers do not"
           + " depend on what else is in a batch; ONNX Runtime 1.23 or newer",
+      "  onnx-float16        half the size, for GPUs: weights and what is computed with them in"
+          + " float16, less what that would spoil; inputs and outputs keep their types. Of"
+          + " onnx-int4 and onnx-int8 models too",
       "  compressed-tensors  the Hugging Face layout of a safetensors folder: linear layers int8,"
           + " one scale a row, for readers as vLLM",
       "  compressed-tensors-int4  the same with weights of 4 bits, a scale for each block of input"
@@ -88,6 +93,7 @@ final class Quantize implements Callable<Integer> {
     ONNX_QDQ("onnx-qdq"),
     ONNX_INT4("onnx-int4"),
     ONNX_INT8("onnx-int8"),
+    ONNX_FLOAT16("onnx-float16"),
     COMPRESSED_TENSORS("compressed-tensors"),
     COMPRESSED_TENSORS_INT4("compressed-tensors-int4");
 
@@ -116,8 +122,8 @@ final class Quantize implements Callable<Integer> {
       throw new InputException(
           "--to "
               + text
-              + " is none of onnx-dynamic, onnx-qdq, onnx-int4, onnx-int8, compressed-tensors and"
-              + " compressed-tensors-int4");
+              + " is none of onnx-dynamic, onnx-qdq, onnx-int4, onnx-int8, onnx-float16,"
+              + " compressed-tensors and compressed-tensors-int4");
     }
 
     boolean isCheckpoint() {
@@ -145,7 +151,7 @@ final class Quantize implements Callable<Integer> {
       paramLabel = "FORM",
       required = true,
       description =
-          "onnx-dynamic, onnx-qdq, onnx-int4, onnx-int8, compressed-tensors or"
+          "onnx-dynamic, onnx-qdq, onnx-int4, onnx-int8, onnx-float16, compressed-tensors or"
               + " compressed-tensors-int4.")
   private String to;
 
@@ -265,7 +271,7 @@ final class Quantize implements Callable<Integer> {
     if (size != null && !(size > 0 && size < 1)) {
       throw new InputException("--size " + size + "; above 0 and below 1 is right");
     }
-    if (reduceRange && form.hasBlocks()) {
+    if (reduceRange && (form.hasBlocks() || form == Target.ONNX_FLOAT16)) {
       throw new InputException("--reduce-range is for --to onnx-dynamic and onnx-qdq");
     }
     if (form.isCheckpoint()) {
@@ -337,6 +343,7 @@ final class Quantize implements Callable<Integer> {
   private void quantizeOnnx(ModelSource source, Path target, Target form, Clipping clipping) {
     long begin = System.nanoTime();
     if (!reduceRange
+        && form != Target.ONNX_FLOAT16
         && (form != Target.ONNX_INT4 || size != null)
         && Int8Saturation.onThisMachine()) {
       common.note(
@@ -365,18 +372,21 @@ final class Quantize implements Callable<Integer> {
                 quantizeWeights(source, onnx, dynamic(onnx, choice), judged, most, progress);
             case ONNX_INT4, ONNX_INT8 ->
                 quantizeWeights(source, onnx, blocks(form, onnx, choice), judged, most, progress);
+            case ONNX_FLOAT16 -> toFloat16(source, onnx, choice, judged, progress);
             default -> quantizeStatic(source, onnx, choice, judged, clipping, progress);
           };
       progress.update("comparing", 0, 0);
-      made = done.error().map(e -> e.made(onnx));
+      // Its CPU rounds nothing between nodes of float16.
+      OnnxModel rounded = form == Target.ONNX_FLOAT16 ? Float16Graph.rounding(onnx) : onnx;
+      made = done.error().map(e -> e.made(rounded));
       progress.update("timing", 0, 0);
       speedup = calibration.speedup(source, onnx, done.examples(), common::note);
       progress.update("writing", 0, 0);
       written = onnx.write(target, source.path());
     }
-    made.filter(m -> m.largest() > OutputError.LARGE)
+    made.filter(m -> !(m.largest() <= OutputError.LARGE))
         .ifPresent(m -> common.note(warning(m, judged.size())));
-    Slowdown.of(speedup).ifPresent(slower -> common.note("warning: " + slower));
+    Slowdown.of(speedup).ifPresent(slower -> common.note("warning: " + slower + why(form)));
     double seconds = (System.nanoTime() - begin) * 1e-9;
     FloatWeights.lines(done.skipped()).forEach(common::note);
     if (!done.imprecise().isEmpty()) {
@@ -390,6 +400,7 @@ final class Quantize implements Callable<Integer> {
         done.names(),
         done.wide(),
         done.skipped(),
+        made,
         FileTree.bytes(onnx.files()),
         FileTree.bytes(written),
         speedup,
@@ -487,6 +498,36 @@ final class Quantize implements Callable<Integer> {
     return new Quantized(names, List.of(), skipped, imprecise, Optional.of(examples), error);
   }
 
+  /** Makes float16 of weights and of what is computed with them. */
+  private Quantized toFloat16(
+      ModelSource source,
+      OnnxModel onnx,
+      Predicate<OnnxWeight> choice,
+      Set<String> judged,
+      Progress progress) {
+    calibration.usually(Float16Converter.EXAMPLES);
+    Optional<ActivationSource> examples =
+        calibration.dynamic(onnx, source, tokenizer, common::note, progress);
+    Optional<OutputError> error =
+        examples.map(all -> new OutputError(onnx, judged, all.some(Float16Converter.EXAMPLES)));
+    Float16Converter converter =
+        new Float16Converter(
+            onnx, weight -> choice.test(weight) && !(floatEmbeddings && weight.isEmbedding()));
+    converter.tell(progress::update);
+    examples.ifPresent(all -> converter.calibrate(all, error.get()));
+    List<String> names = converter.names();
+    Map<String, String> skipped = new TreeMap<>(converter.skipped());
+    converter.apply();
+    return new Quantized(names, List.of(), skipped, Set.of(), examples, error);
+  }
+
+  /** Why a model may be slower here that is faster elsewhere. */
+  private static String why(Target form) {
+    return form == Target.ONNX_FLOAT16
+        ? "; on a CPU it computes in float32, with Casts around its nodes: float16 is for GPUs"
+        : "";
+  }
+
   /** The error that what becomes of a model has to it as it is now, on a few examples that are tensors. */
   private Optional<OutputError> error(ModelSource source, OnnxModel onnx, Set<String> judged) {
     return calibration.few(onnx, source).map(tensors -> new OutputError(onnx, judged, tensors));
@@ -501,6 +542,14 @@ final class Quantize implements Callable<Integer> {
             : "of the Convs that in int8 together change an output by more than %.0f %% of its"
                 + " norm it alone changes it most",
         100 * OutputError.LARGE);
+  }
+
+  private static String error(OutputError.Made made) {
+    return String.format(
+        Locale.ROOT,
+        "%.2g %% of the norm of %s on calibration examples",
+        100 * made.largest(),
+        made.output());
   }
 
   private static String warning(OutputError.Made made, int outputs) {
@@ -598,6 +647,7 @@ final class Quantize implements Callable<Integer> {
         result.tensors(),
         List.of(),
         left,
+        Optional.empty(),
         result.inputBytes(),
         result.outputBytes(),
         Double.NaN,
@@ -608,6 +658,7 @@ final class Quantize implements Callable<Integer> {
       List<String> quantized,
       List<String> wide,
       Map<String, String> skipped,
+      Optional<OutputError.Made> made,
       long inputBytes,
       long outputBytes,
       double speedup,
@@ -618,6 +669,7 @@ final class Quantize implements Callable<Integer> {
       json.put("to", to).put("output", output);
       json.put("input_bytes", inputBytes).put("output_bytes", outputBytes);
       json.put("size_ratio", ratio).put("seconds", seconds);
+      made.ifPresent(m -> json.put("error", m.largest()));
       if (!Double.isNaN(speedup)) {
         json.put("speedup", speedup);
       }
@@ -637,6 +689,7 @@ final class Quantize implements Callable<Integer> {
       table.add("8 bits", wide.size() + " of them, whose 4 bits would cost most");
     }
     table.add("float", skipped.size() + " that could have been");
+    made.ifPresent(m -> table.add("error", error(m)));
     table.add("size", Format.sizes(outputBytes, inputBytes));
     if (!Double.isNaN(speedup)) {
       table.add("speed", Format.speedup(speedup));

@@ -26,6 +26,9 @@ public final class FloatWeights {
           "QLinearConv",
           "QLinearMatMul");
 
+  /** Those that compute with floats besides, of any width. */
+  static final Set<String> OF_BLOCKS = Set.of("GatherBlockQuantized", "MatMulNBits");
+
   private FloatWeights() {}
 
   /**

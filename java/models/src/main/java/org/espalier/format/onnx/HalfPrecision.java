@@ -166,7 +166,7 @@ public final class HalfPrecision {
     return v.getType().getTensorType().getElemType();
   }
 
-  private static NodeProto cast(String from, String to, DataType type) {
+  static NodeProto cast(String from, String to, DataType type) {
     return NodeProto.newBuilder()
         .setOpType("Cast")
         .addInput(from)

@@ -14,90 +14,6 @@ import java.util.Set;
  * part a product from what it can be fused with.
  */
 final class IdleCasts {
-  /** Operators whose outputs have the type of their first input, but for what {@link #FIRST_ALONE} says. */
-  private static final Set<String> SAME_TYPE =
-      Set.of(
-          "Abs",
-          "Add",
-          "Attention",
-          "AveragePool",
-          "BatchNormalization",
-          "Clip",
-          "Concat",
-          "Conv",
-          "ConvTranspose",
-          "Div",
-          "Dropout",
-          "Elu",
-          "Erf",
-          "Exp",
-          "Expand",
-          "Flatten",
-          "GRU",
-          "Gather",
-          "Gemm",
-          "GlobalAveragePool",
-          "HardSigmoid",
-          "HardSwish",
-          "Identity",
-          "InstanceNormalization",
-          "LSTM",
-          "LayerNormalization",
-          "LeakyRelu",
-          "Log",
-          "LogSoftmax",
-          "MatMul",
-          "Max",
-          "MaxPool",
-          "Min",
-          "Mul",
-          "Neg",
-          "PRelu",
-          "Pad",
-          "Pow",
-          "RMSNormalization",
-          "RNN",
-          "Reciprocal",
-          "ReduceMax",
-          "ReduceMean",
-          "ReduceSum",
-          "Relu",
-          "Reshape",
-          "Resize",
-          "RotaryEmbedding",
-          "Sigmoid",
-          "SimplifiedLayerNormalization",
-          "Slice",
-          "Softmax",
-          "Softplus",
-          "Split",
-          "Sqrt",
-          "Squeeze",
-          "Sub",
-          "Swish",
-          "Tanh",
-          "TensorScatter",
-          "Transpose",
-          "Unsqueeze");
-
-  /** The same of ONNX Runtime's own. */
-  private static final Set<String> RUNTIME_SAME_TYPE =
-      Set.of(
-          "Attention",
-          "BiasGelu",
-          "FastGelu",
-          "FusedMatMul",
-          "Gelu",
-          "GroupQueryAttention",
-          "MultiHeadAttention",
-          "QuickGelu",
-          "RotaryEmbedding",
-          "SkipLayerNormalization",
-          "SkipSimplifiedLayerNormalization");
-
-  /** Of those, the ones whose further outputs are masks and indices. */
-  private static final Set<String> FIRST_ALONE = Set.of("Dropout", "MaxPool");
-
   private IdleCasts() {}
 
   /**
@@ -106,13 +22,8 @@ final class IdleCasts {
    * @param nodes of its main graph, in topological order
    */
   static List<NodeProto> removed(OnnxModel model, List<NodeProto> nodes) {
-    Set<String> wide = new HashSet<>();
-    model.initializers().stream()
-        .filter(i -> i.type() == DataType.FLOAT)
-        .forEach(i -> wide.add(i.name()));
-    model.inputs().stream()
-        .filter(v -> v.getType().getTensorType().getElemType() == DataType.FLOAT_VALUE)
-        .forEach(v -> wide.add(v.getName()));
+    ValueTypes types = ValueTypes.ofGiven(model);
+    nodes.forEach(types::follow);
     Set<String> outputs = model.outputNames();
     Map<String, String> renamed = new HashMap<>();
     // What the Casts that are gone made of the last values of the graph.
@@ -120,28 +31,17 @@ final class IdleCasts {
     Set<String> made = new HashSet<>();
     List<NodeProto> kept = new ArrayList<>();
     for (NodeProto n : nodes) {
-      String from =
-          n.getInputCount() == 0 ? "" : renamed.getOrDefault(n.getInput(0), n.getInput(0));
-      String to = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      boolean isWide = wide.contains(from) && hasTypeOfFirst(n);
-      if (n.getOpType().equals("Cast")) {
-        isWide = n.getAttributeList().stream().anyMatch(a -> a.getI() == DataType.FLOAT_VALUE);
-        if (isWide && wide.contains(from) && !outputs.contains(to)) {
+      if (isIdle(n, types)) {
+        String from = renamed.getOrDefault(n.getInput(0), n.getInput(0));
+        String to = n.getOutput(0);
+        if (!outputs.contains(to)) {
           renamed.put(to, from);
           continue;
         }
-        if (isWide && wide.contains(from) && made.contains(from) && !outputs.contains(from)) {
-          outputs.add(from);
+        if (made.contains(from) && outputs.add(from)) {
           ends.put(from, to);
           continue;
         }
-      } else if (n.getOpType().equals("Constant")) {
-        isWide =
-            n.getAttributeList().stream()
-                .anyMatch(a -> a.hasT() && a.getT().getDataType() == DataType.FLOAT_VALUE);
-      }
-      if (isWide) {
-        wide.addAll(FIRST_ALONE.contains(n.getOpType()) ? List.of(to) : n.getOutputList());
       }
       made.addAll(n.getOutputList());
       kept.add(n);
@@ -151,9 +51,10 @@ final class IdleCasts {
     return kept.stream().map(n -> InnerGraphs.renamed(n, renamed)).toList();
   }
 
-  private static boolean hasTypeOfFirst(NodeProto n) {
+  private static boolean isIdle(NodeProto n, ValueTypes types) {
     return OnnxModel.isOwn(n)
-        ? SAME_TYPE.contains(n.getOpType())
-        : FusedNodes.isRuntimes(n) && RUNTIME_SAME_TYPE.contains(n.getOpType());
+        && n.getOpType().equals("Cast")
+        && types.of(n.getInput(0)) == DataType.FLOAT
+        && types.of(n.getOutput(0)) == DataType.FLOAT;
   }
 }

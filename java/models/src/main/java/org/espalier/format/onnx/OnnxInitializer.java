@@ -309,7 +309,7 @@ public final class OnnxInitializer {
   }
 
   /** The message with its data inside. */
-  TensorProto message() {
+  public TensorProto message() {
     if (proto == null) {
       throw new InputException(
           "the tensor " + name + " has " + byteLength() + " bytes and cannot stand in one message");

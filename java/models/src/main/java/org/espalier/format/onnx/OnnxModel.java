@@ -366,10 +366,19 @@ public final class OnnxModel {
     return !value.hasType() || value.getType().hasTensorType() && FLOATS.contains(type);
   }
 
+  /** Changes the element type of an input of the main graph. */
+  void setInputType(String input, DataType type) {
+    setType(graph.getInputBuilderList(), input, type);
+  }
+
   /** Changes the element type of an output of the main graph. */
   void setOutputType(String output, DataType type) {
-    for (ValueInfoProto.Builder v : graph.getOutputBuilderList()) {
-      if (v.getName().equals(output)) {
+    setType(graph.getOutputBuilderList(), output, type);
+  }
+
+  private static void setType(List<ValueInfoProto.Builder> values, String value, DataType type) {
+    for (ValueInfoProto.Builder v : values) {
+      if (v.getName().equals(value)) {
         v.getTypeBuilder().getTensorTypeBuilder().setElemType(type.getNumber());
       }
     }
