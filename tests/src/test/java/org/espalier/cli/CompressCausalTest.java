@@ -58,7 +58,7 @@ class CompressCausalTest {
       stages:
         - {kind: fine-tune, steps: 80, batch: 32, learning-rate: 1e-2}
         - {kind: quantize, form: FORM, steps: 10, batch: 32, learning-rate: 1e-3}
-      export: {formats: [onnx, onnx-float]}
+      export: {formats: [onnx, onnx-float, onnx-float16]}
       """;
 
   private static final String ENCODER =
@@ -111,7 +111,9 @@ class CompressCausalTest {
       List<String> models =
           files.map(f -> f.getFileName().toString()).filter(f -> f.endsWith(".onnx")).toList();
       assertTrue(models.contains("model-" + weights + ".onnx"), models.toString());
+      assertTrue(models.contains("model-float16.onnx"), models.toString());
     }
+    assertTrue(page.contains("of the norm of logits from the float32 model"), page);
   }
 
   /** A model of a quarter of the weights follows one that has learned, without looking at a label. */

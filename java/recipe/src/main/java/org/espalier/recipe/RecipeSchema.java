@@ -34,7 +34,8 @@ public final class RecipeSchema {
 
   /** What a run can write besides its report. */
   static final List<String> FORMS =
-      List.of("onnx", "onnx-float", "safetensors", "compressed-tensors", "torchscript");
+      List.of(
+          "onnx", "onnx-float", "onnx-float16", "safetensors", "compressed-tensors", "torchscript");
 
   static final Group ROOT =
       new Group(
@@ -295,6 +296,8 @@ public final class RecipeSchema {
                 "[onnx, safetensors]",
                 "onnx: model-int8.onnx or model-int4.onnx, or model.onnx where no stage quantizes"
                     + " and the model is not int8 already. onnx-float: model-float.onnx."
+                    + " onnx-float16: model-float16.onnx, the same for GPUs, less what float16"
+                    + " would spoil."
                     + " safetensors: model.safetensors, the float weights. compressed-tensors: a"
                     + " folder in the Hugging Face layout, of what a stage has quantized."
                     + " torchscript: model.pt, a module for libtorch and PyTorch; after a quantize"

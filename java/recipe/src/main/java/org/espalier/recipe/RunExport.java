@@ -4,9 +4,16 @@ import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
+import java.util.Locale;
+import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.compress.onnx.Float16Converter;
+import org.espalier.compress.onnx.FloatWeights;
+import org.espalier.compress.onnx.OutputError;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
+import org.espalier.format.onnx.Float16Graph;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.image.ImageProcessor;
 import org.espalier.torch.onnx.GraphScript;
@@ -76,6 +83,7 @@ final class RunExport {
                 dense.write(folder.resolve("model-float.onnx"), inputs.modelFile),
                 "its weights before rounding, as a float32 model"
                     + (wasInt8 ? roundedActivations(dense) : ""));
+        case "onnx-float16" -> writeFloat16(dense);
         case "safetensors" -> writeSafetensors(dense);
         case "compressed-tensors" -> writeCompressedTensors(dense, exported);
         case "torchscript" -> writeTorchScript();
@@ -93,6 +101,27 @@ final class RunExport {
       add(List.of(copy), "how images become tensors, as it was");
     }
     return main;
+  }
+
+  private void writeFloat16(OnnxModel dense) {
+    ActivationSource some = inputs.data.calibration().some(Float16Converter.EXAMPLES);
+    OutputError error = new OutputError(dense, some);
+    OnnxModel half = dense.copy();
+    Float16Converter converter = new Float16Converter(half, weight -> true);
+    converter.calibrate(some, error);
+    converter.apply();
+    OutputError.Made made = error.made(Float16Graph.rounding(half));
+    List<String> what = new ArrayList<>();
+    what.add(
+        String.format(
+            Locale.ROOT,
+            "float16 model for GPUs, %.2g %% of the norm of %s from the float32 model",
+            100 * made.largest(),
+            made.output()));
+    what.addAll(FloatWeights.lines(converter.skipped()));
+    add(
+        half.write(folder.resolve("model-float16.onnx"), inputs.modelFile),
+        String.join("; ", what));
   }
 
   private void writeSafetensors(OnnxModel dense) {

@@ -12,6 +12,7 @@ import java.util.Map;
 import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ChannelPruner;
+import org.espalier.compress.onnx.Float16Converter;
 import org.espalier.compress.onnx.RefittingPruner;
 import org.espalier.format.NearNames;
 import org.espalier.format.Sha256;
@@ -120,7 +121,10 @@ final class RunInputs {
         compression.checkMeasured(data.evaluationExamples());
       }
       if (recipe.formats().contains("torchscript")) {
-        checkScript(trained);
+        checkFormat("torchscript", () -> GraphScript.check(trained));
+      }
+      if (recipe.formats().contains("onnx-float16")) {
+        checkFormat("onnx-float16", () -> new Float16Converter(form.floats(), weight -> true));
       }
       if (begins) {
         checkComparable();
@@ -185,12 +189,12 @@ final class RunInputs {
     }
   }
 
-  private void checkScript(OnnxModel trained) {
+  private void checkFormat(String format, Runnable check) {
     try {
-      GraphScript.check(trained);
+      check.run();
     } catch (InputException e) {
       throw new InputException(
-          recipe.model().place() + ": export.formats: torchscript: " + e.getMessage(), e);
+          recipe.model().place() + ": export.formats: " + format + ": " + e.getMessage(), e);
     }
   }
 
