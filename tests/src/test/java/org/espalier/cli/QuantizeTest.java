@@ -492,6 +492,18 @@ class QuantizeTest {
     Run.of("quantize", checkpoint, "-o", out, "--to", form, "--block", "all").done();
   }
 
+  @Test
+  void tensorsOfACheckpointAreRounded() throws IOException {
+    Path floats = examples("floats.safetensors", "w", "[4,8]", 32);
+    Path out = folder.resolve("half.safetensors");
+    JsonNode json = Run.of("quantize", floats, "-o", out, "--to", "bfloat16", "--json").json();
+    assertEquals(0.5, json.get("size_ratio").asDouble(), json.toString());
+    refused("no tensor of float32", out, "-o", folder.resolve("no"), "--to", "float16");
+    refused("is for safetensors", onnx, "-o", folder.resolve("no"), "--to", "float16");
+    refused("needs no examples", floats, "-o", out, "--to", "float16", "--calibration", "a");
+    assertFalse(Files.exists(folder.resolve("no")));
+  }
+
   private static Run with(Object[] command, Object... more) {
     return Run.of(Stream.concat(Stream.of(command), Stream.of(more)).toArray());
   }

@@ -203,6 +203,9 @@ final class TestModel {
     if (dtype == SafetensorsDtype.F32) {
       return value;
     }
+    if (value < 0) {
+      return -nearest(dtype, -value);
+    }
     int below =
         dtype == SafetensorsDtype.BF16 ? Float.floatToRawIntBits(value) >> 16 : toHalf(value);
     float[] both =

@@ -51,7 +51,7 @@ final class DeviceOption {
           "--device " + device + ": this machine has " + Cuda.deviceCount() + " CUDA devices");
     }
     if (!cuda) {
-      throw new InputException("--device " + device + ": ONNX models are computed on the CPU only");
+      throw new InputException("--device " + device + ": this is computed on the CPU only");
     }
     return Device.cuda(index);
   }

@@ -16,6 +16,7 @@ import java.util.concurrent.Callable;
 import java.util.function.Predicate;
 import java.util.stream.Collectors;
 import org.espalier.InputException;
+import org.espalier.compress.CheckpointConverter;
 import org.espalier.compress.CheckpointQuantizer;
 import org.espalier.compress.LinearForm;
 import org.espalier.compress.onnx.ActivationSource;
@@ -38,6 +39,7 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.safetensors.Checkpoint;
+import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.TensorInfo;
 import org.espalier.source.ModelSource;
 import picocli.CommandLine.Command;
@@ -67,6 +69,8 @@ import picocli.CommandLine.Parameters;
           + " one scale a row, for readers as vLLM",
       "  compressed-tensors-int4  the same with weights of 4 bits, a scale for each block of input"
           + " channels that changes them least (W4A16)",
+      "  float16, bfloat16   half the size: the float32 tensors of a safetensors file or folder,"
+          + " each value rounded to the nearest",
       "",
       "Calibration runs the model on example texts. Without --calibration a text model is"
           + " calibrated on English sentences (WordNet glosses, which Maven gets once). On what it"
@@ -95,7 +99,9 @@ final class Quantize implements Callable<Integer> {
     ONNX_INT8("onnx-int8"),
     ONNX_FLOAT16("onnx-float16"),
     COMPRESSED_TENSORS("compressed-tensors"),
-    COMPRESSED_TENSORS_INT4("compressed-tensors-int4");
+    COMPRESSED_TENSORS_INT4("compressed-tensors-int4"),
+    FLOAT16("float16"),
+    BFLOAT16("bfloat16");
 
     private final String option;
 
@@ -123,11 +129,25 @@ final class Quantize implements Callable<Integer> {
           "--to "
               + text
               + " is none of onnx-dynamic, onnx-qdq, onnx-int4, onnx-int8, onnx-float16,"
-              + " compressed-tensors and compressed-tensors-int4");
+              + " compressed-tensors, compressed-tensors-int4, float16 and bfloat16");
     }
 
     boolean isCheckpoint() {
+      return isLinear() || halves() != null;
+    }
+
+    /** Whether integers are made of a checkpoint's linear layers. */
+    boolean isLinear() {
       return this == COMPRESSED_TENSORS || this == COMPRESSED_TENSORS_INT4;
+    }
+
+    /** The type that tensors of a checkpoint are rounded to; null where they are not. */
+    SafetensorsDtype halves() {
+      return switch (this) {
+        case FLOAT16 -> SafetensorsDtype.F16;
+        case BFLOAT16 -> SafetensorsDtype.BF16;
+        default -> null;
+      };
     }
   }
 
@@ -151,8 +171,8 @@ final class Quantize implements Callable<Integer> {
       paramLabel = "FORM",
       required = true,
       description =
-          "onnx-dynamic, onnx-qdq, onnx-int4, onnx-int8, onnx-float16, compressed-tensors or"
-              + " compressed-tensors-int4.")
+          "onnx-dynamic, onnx-qdq, onnx-int4, onnx-int8, onnx-float16, compressed-tensors,"
+              + " compressed-tensors-int4, float16 or bfloat16.")
   private String to;
 
   @Mixin private CalibrationOptions calibration;
@@ -213,7 +233,7 @@ final class Quantize implements Callable<Integer> {
   @Override
   public Integer call() {
     Target form = Target.parse(to);
-    Device computes = device.use(form.isCheckpoint());
+    Device computes = device.use(form.isLinear());
     Machine.isa();
     Clipping clipping = clipping(form);
     rejectOthers(form);
@@ -233,6 +253,8 @@ final class Quantize implements Callable<Integer> {
     Path target = source.output(output);
     if (isOnnx) {
       quantizeOnnx(source, target, form, clipping);
+    } else if (form.halves() != null) {
+      convert(source, target, form.halves());
     } else {
       quantizeCheckpoint(source, target, linearForm(form), computes);
     }
@@ -572,6 +594,39 @@ final class Quantize implements Callable<Integer> {
     return chosen.size() == names.size()
         ? weight -> true
         : weight -> chosen.contains(weight.name());
+  }
+
+  private void convert(ModelSource source, Path target, SafetensorsDtype dtype) {
+    Set<String> chosen;
+    try (Checkpoint checkpoint = Checkpoint.open(source.path())) {
+      List<String> names =
+          checkpoint.tensors().stream()
+              .filter(CheckpointConverter::isConvertible)
+              .map(TensorInfo::name)
+              .toList();
+      if (names.isEmpty()) {
+        throw new InputException(
+            model + " has no tensor of float32, so there is nothing to convert");
+      }
+      chosen = tensors.choose(names, name -> true);
+    }
+    CheckpointConverter.Result result;
+    try (Progress progress = new Progress(common.err(), "reading")) {
+      result =
+          CheckpointConverter.convert(
+              new CheckpointConverter.Job(
+                  source.path(), target, tensor -> chosen.contains(tensor.name()), dtype),
+              progress::update);
+    }
+    report(
+        result.tensors(),
+        List.of(),
+        Map.of(),
+        Optional.empty(),
+        result.inputBytes(),
+        result.outputBytes(),
+        Double.NaN,
+        result.seconds().total());
   }
 
   private void quantizeCheckpoint(

@@ -26,6 +26,9 @@ final class ModelConfig {
   private static final Set<String> CONV1D =
       Set.of("decision_transformer", "gpt2", "imagegpt", "openai-gpt");
 
+  /** What the type of weights is called, of old and of late. */
+  private static final Set<String> TYPES = Set.of("torch_dtype", "dtype");
+
   private static final JsonMapper JSON =
       JsonMapper.builder()
           .enable(DeserializationFeature.USE_BIG_DECIMAL_FOR_FLOATS)
@@ -57,6 +60,26 @@ final class ModelConfig {
               + FILE
               + " in it");
     }
+    ModelConfig config = ofFloats(folder);
+    String type = config.root.path("model_type").asText("");
+    if (CONV1D.contains(type)) {
+      throw new InputException(
+          path
+              + ": the linear layers of model_type "
+              + type
+              + " are Conv1D modules, which compressed-tensors does not reach; export the model to "
+              + "ONNX and quantize that");
+    }
+    return config;
+  }
+
+  /**
+   * Reads the file of a model that is not quantized.
+   *
+   * @throws InputException if it is unreadable or not a JSON object, or the model is quantized already
+   */
+  static ModelConfig ofFloats(Path folder) {
+    Path path = folder.resolve(FILE);
     JsonNode json;
     try {
       if (Files.size(path) > MAX_BYTES) {
@@ -77,16 +100,20 @@ final class ModelConfig {
             path + " has a " + key + ": the model is quantized already; take the float model");
       }
     }
-    String type = root.path("model_type").asText("");
-    if (CONV1D.contains(type)) {
-      throw new InputException(
-          path
-              + ": the linear layers of model_type "
-              + type
-              + " are Conv1D modules, which compressed-tensors does not reach; export the model to "
-              + "ONNX and quantize that");
-    }
     return new ModelConfig(root);
+  }
+
+  /** The file's content with another type of weights wherever it says that they are float32. */
+  byte[] withType(String type) {
+    ObjectNode changed = root.deepCopy();
+    for (String key : TYPES) {
+      for (JsonNode parent : changed.findParents(key)) {
+        if (parent.path(key).asText().equals("float32")) {
+          ((ObjectNode) parent).put(key, type);
+        }
+      }
+    }
+    return CheckpointOutput.json(changed);
   }
 
   /** The file's content with the quantization in it. */

@@ -9,6 +9,7 @@ import org.espalier.InputException;
 import org.espalier.device.DType;
 import org.espalier.device.Device;
 import org.espalier.device.Tensor;
+import org.espalier.format.HalfFloats;
 import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.format.safetensors.TensorInfo;
 import org.espalier.op.FakeQuantize;
@@ -193,27 +194,20 @@ final class RowQuantizer implements AutoCloseable {
 
   /** Adds the scale to what is stored and returns it as it reads back. */
   private float store(float scale, DType dtype) {
-    int bits = Float.floatToRawIntBits(scale);
     switch (dtype) {
       case F32 -> {
         stored.putFloat(scale);
         return scale;
       }
       case BF16 -> {
-        int rounded = bits + 0x7fff + (bits >> 16 & 1) >> 16;
-        stored.putShort((short) rounded);
-        return Float.intBitsToFloat(rounded << 16);
+        short rounded = HalfFloats.toBfloat16(scale);
+        stored.putShort(rounded);
+        return HalfFloats.ofBfloat16(rounded);
       }
       default -> {
-        // Scales lie between 2^-23 and 65504 / 7; below 2^-14 an F16 is a multiple of 2^-24.
-        if (scale < 0x1p-14f) {
-          float units = (float) Math.rint(scale * 0x1p24f);
-          stored.putShort((short) units);
-          return units * 0x1p-24f;
-        }
-        int rounded = bits + 0xfff + (bits >> 13 & 1) >> 13;
-        stored.putShort((short) (rounded - (127 - 15 << 10)));
-        return Float.intBitsToFloat(rounded << 13);
+        short rounded = HalfFloats.toFloat16(scale);
+        stored.putShort(rounded);
+        return HalfFloats.ofFloat16(rounded);
       }
     }
   }

@@ -24,6 +24,7 @@ import java.util.function.Predicate;
 import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.compress.Progress.Phase;
+import org.espalier.format.HalfFloats;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.Float16Graph;
 import org.espalier.format.onnx.InnerGraphs;
@@ -53,8 +54,8 @@ import org.espalier.format.onnx.ValueTypes;
  * sums in float32.
  */
 public final class Float16Converter {
-  private static final float LARGEST = 65504;
-  private static final float SMALLEST = 0x1p-14f;
+  private static final float LARGEST = HalfFloats.LARGEST_FLOAT16;
+  private static final float SMALLEST = HalfFloats.SMALLEST_FLOAT16;
 
   /** Other examples may go so much further than those of calibration. */
   private static final float MARGIN = 4;

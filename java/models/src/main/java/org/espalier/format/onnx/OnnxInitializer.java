@@ -16,6 +16,7 @@ import java.util.Arrays;
 import java.util.Objects;
 import java.util.stream.LongStream;
 import org.espalier.InputException;
+import org.espalier.format.HalfFloats;
 
 /**
  * A constant tensor of a model: its name, type, dimensions and little-endian data. The data is a
@@ -221,8 +222,8 @@ public final class OnnxInitializer {
     for (int i = 0; i < n; i++) {
       float v =
           switch (type) {
-            case FLOAT16 -> halfToFloat(data.getShort(2 * i));
-            case BFLOAT16 -> Float.intBitsToFloat(data.getShort(2 * i) << 16);
+            case FLOAT16 -> HalfFloats.ofFloat16(data.getShort(2 * i));
+            case BFLOAT16 -> HalfFloats.ofBfloat16(data.getShort(2 * i));
             case DOUBLE -> (float) data.getDouble(8 * i);
             default ->
                 throw new InputException("the tensor " + this + " does not hold real numbers");
@@ -252,44 +253,11 @@ public final class OnnxInitializer {
     ByteBuffer data = allocate(2L * elements);
     for (int i = 0; i < values.limit(); i++) {
       float value = values.get(i);
-      data.putShort(2 * i, half == DataType.FLOAT16 ? toHalf(value) : toBrain(value));
+      data.putShort(
+          2 * i,
+          half == DataType.FLOAT16 ? HalfFloats.toFloat16(value) : HalfFloats.toBfloat16(value));
     }
     return of(name, half, dims, data);
-  }
-
-  private static short toHalf(float value) {
-    int bits = Float.floatToRawIntBits(value);
-    int sign = bits >>> 16 & 0x8000;
-    float magnitude = Math.abs(value);
-    if (Float.isNaN(value)) {
-      return (short) (sign | 0x7e00);
-    } else if (magnitude >= 65520) {
-      return (short) (sign | 0x7c00);
-    } else if (magnitude < 0x1p-14f) {
-      return (short) (sign | (int) Math.rint(magnitude * 0x1p24));
-    }
-    // From 23 bits of fraction to 10, and from a bias of 127 to one of 15.
-    int carried = (bits & Integer.MAX_VALUE) + 0xfff + (bits >>> 13 & 1);
-    return (short) (sign | carried - (112 << 23) >>> 13);
-  }
-
-  private static short toBrain(float value) {
-    int bits = Float.floatToRawIntBits(value);
-    return (short)
-        ((Float.isNaN(value) ? bits | 0x400000 : bits + 0x7fff + (bits >>> 16 & 1)) >>> 16);
-  }
-
-  /** IEEE 754 binary16: 5 bits of exponent, 10 of fraction; every value is exact in float32. */
-  private static float halfToFloat(short half) {
-    int exponent = half >> 10 & 31;
-    int fraction = half & 1023;
-    float magnitude =
-        switch (exponent) {
-          case 0 -> fraction * 0x1p-24f;
-          case 31 -> fraction == 0 ? Float.POSITIVE_INFINITY : Float.NaN;
-          default -> Float.intBitsToFloat(exponent + 112 << 23 | fraction << 13);
-        };
-    return half < 0 ? -magnitude : magnitude;
   }
 
   /** This tensor under another name. */
