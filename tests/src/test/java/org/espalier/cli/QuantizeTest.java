@@ -383,8 +383,11 @@ class QuantizeTest {
     assertEquals(0, json.get("float").size(), json.toString());
     double error = json.get("error").asDouble();
     assertTrue(error > 1e-5 && error < 0.01, json.toString());
-    JsonNode judged = Run.of("evaluate", cnn, out, "--examples", examples, "--json").json();
+    Run evaluated = Run.of("evaluate", cnn, out, "--examples", examples, "--json");
+    JsonNode judged = evaluated.json();
     assertTrue(judged.get("outputs").get(0).get("cosine_mean").asDouble() > 0.9999, "" + judged);
+    assertTrue(evaluated.err().contains("half.onnx computes in 16 bits"), evaluated.err());
+    assertFalse(Run.of("evaluate", cnn, cnn, "--examples", examples).err().contains("16 bits"));
     json = with(command, "--exclude", "conv1.*").json();
     assertEquals("it is not chosen", json.get("float").get("conv1.weight").asText());
     assertFalse(json.has("error"), json.toString());

@@ -74,6 +74,16 @@ public final class Float16Graph {
     new Float16Graph(model, stays).narrow();
   }
 
+  /** Whether nodes of a model compute in 16 bits, and do not only keep constants in them. */
+  public static boolean isOne(OnnxModel model) {
+    ValueTypes types = ValueTypes.of(model);
+    return model.allNodes().stream()
+        .filter(n -> !(OnnxModel.isOwn(n) && MAKE_TYPE.contains(n.getOpType())))
+        .flatMap(n -> n.getOutputList().stream())
+        .map(types::of)
+        .anyMatch(HalfPrecision::isHalf);
+  }
+
   /**
    * A copy of a rewritten model whose nodes compute in float32 and round what they give to float16, as devices do that
    * sum in float32. ONNX Runtime's CPU computes in float32 too, but rounds nothing between nodes: it tells whether
