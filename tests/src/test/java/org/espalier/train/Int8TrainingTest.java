@@ -439,6 +439,7 @@ class Int8TrainingTest {
         .setOutput(0, SmallModels.value("both", DataType.FLOAT, -1, 2));
     OnnxModel model = OnnxModel.of(SmallModels.model(13, graph), "both");
     TrainedForm form = TrainedForm.of(model);
+    assertTrue(form.isOf(model) && !form.isOf(model.copy()));
     assertTrue(form.isInt8());
     assertEquals(
         List.of("1 weight stays as it is: a zero point of 3 in place of 0 ('v')"), form.resting());

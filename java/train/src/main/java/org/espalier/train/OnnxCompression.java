@@ -130,8 +130,12 @@ public final class OnnxCompression implements Compression {
    * @throws InputException where the model uses what training does not know, or model, examples and
    *     objectives do not fit each other
    * @throws Augmentation.Refused where the examples, or labels that are learned, cannot be augmented as the job says
+   * @throws IllegalArgumentException where the form is another model's
    */
   public OnnxCompression(CompressionPlan plan, Job job, TrainedForm form, TorchDevice device) {
+    if (!form.isOf(job.model())) {
+      throw new IllegalArgumentException("the form is not that of " + job.model().name());
+    }
     this.plan = plan;
     this.job = job;
     this.form = form;

@@ -10,18 +10,20 @@ import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
 /**
- * A model as training sees it: of float32, of operators that training knows, and where it is int8 of floats that lie on its grids.
- * Immutable and safe for several threads.
+ * A model as training sees it: of float32, of operators that training knows, and where it is int8 of floats that lie on
+ * its grids. Immutable and safe for several threads.
  */
 public final class TrainedForm {
   /** The oldest operator set that is trained; older ones are raised. */
   private static final int OLDEST_OPSET = 11;
 
+  private final OnnxModel given;
   private final OnnxModel floats;
   private final Int8Model integers;
   private final List<String> resting;
 
-  private TrainedForm(OnnxModel floats, Int8Model integers, List<String> resting) {
+  private TrainedForm(OnnxModel given, OnnxModel floats, Int8Model integers, List<String> resting) {
+    this.given = given;
     this.floats = floats;
     this.integers = integers;
     this.resting = resting;
@@ -37,13 +39,13 @@ public final class TrainedForm {
     requireTrainable(model);
     OnnxModel known = known(model);
     if (!Int8Model.is(known)) {
-      return new TrainedForm(known, null, List.of());
+      return new TrainedForm(model, known, null, List.of());
     }
     Int8Model integers = Int8Model.of(known);
     boolean learned =
         integers.integers().values().stream().anyMatch(Int8Model.Integers::areOfBytes);
     return new TrainedForm(
-        learned ? integers.floats() : known, learned ? integers : null, integers.resting());
+        model, learned ? integers.floats() : known, learned ? integers : null, integers.resting());
   }
 
   /** The floats of a model that is only run: where it is int8 in a way that cannot be learned, it stays so. */
@@ -85,6 +87,11 @@ public final class TrainedForm {
       OpsetUpgrade.raise(copy, OpsetUpgrade.TARGET);
     }
     return copy;
+  }
+
+  /** Whether it is the form of this model, and not of another or of a copy. */
+  boolean isOf(OnnxModel model) {
+    return given == model;
   }
 
   /** What is trained, a copy. */
