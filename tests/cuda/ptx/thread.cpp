@@ -506,6 +506,13 @@ void atomic(Thread& t, const Instruction& i) {
   set(t, i.to[0], emulator::change(p, [=](T before) { return Operation::of(before, value); }));
 }
 void fence(Thread&, const Instruction&) { emulator::fence(); }
+// .acq_rel: what came before is seen by whoever sees it, what comes after sees what they wrote.
+template <class T, class Operation>
+void atomic_between_fences(Thread& t, const Instruction& i) {
+  fence(t, i);
+  atomic<T, Operation>(t, i);
+  fence(t, i);
+}
 
 void shared_to_generic(Thread& t, const Instruction& i) {
   set(t, i.to[0], shared_place(t, i, get<uint32_t>(t, i.from[0]), 0));
@@ -836,7 +843,11 @@ bool decode(const std::vector<std::string>& opcode, Instruction* i) {
     i->run = by_number<CompareOf>(type);
     return i->run != nullptr && decode_compare(how, is_float, i);
   }
-  if (name == "atom" && opcode.size() == 4) {
+  if (name == "atom" && opcode.size() == 6) {
+    const std::vector<std::string> arrival = {"atom", "acq_rel", "gpu", "global", "add", "u32"};
+    i->space = Space::global;
+    i->run = opcode == arrival ? &atomic_between_fences<uint32_t, Add<uint32_t>> : nullptr;
+  } else if (name == "atom" && opcode.size() == 4) {
     if (how != "global" && how != "shared") return false;
     i->space = how == "global" ? Space::global : Space::shared;
     const std::string& what = opcode[2];
