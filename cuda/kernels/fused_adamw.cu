@@ -28,9 +28,9 @@ struct AdamwRule {
   using Age = AdamwAge;
   static constexpr int states = 2, group = 1;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
-  static constexpr int blocks = 1;  // two would spill there, and a quarter of the bytes keeps its memory busy
+  static constexpr int blocks = 2;  // three would spill there, and a quarter of the bytes keeps its memory busy
 #else
-  static constexpr int blocks = 2;
+  static constexpr int blocks = 3;
 #endif
   static constexpr bool corrects = true;
 

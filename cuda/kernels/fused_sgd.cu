@@ -17,7 +17,7 @@ struct SgdRule {
   using History = int32_t;
   using Correction = char;
   using Age = Momentum;
-  static constexpr int states = 1, blocks = 2, group = 2;
+  static constexpr int states = 1, blocks = 3, group = 2;
   static constexpr bool corrects = false;
 
   static __device__ __forceinline__ History older(History) { return 1; }

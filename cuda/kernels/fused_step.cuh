@@ -9,12 +9,12 @@
 //   reads(age), writes(age): whether the state is read, written.
 // - move(c, age, keep, descent, w, state): updates 4 weights and their state, where kept(keep, j, x) makes
 //   those that the mask prunes 0; descent(j) is mask * gate * gradient * factor.
-// - blocks: resident blocks of a multiprocessor, which leaves 65536 / (384 * blocks) registers a thread.
-// - group: packs that are loaded before the first of them is stored: of each stream blocks * group * 6 KiB
+// - blocks: resident blocks of a multiprocessor, which leaves 65536 / (256 * blocks) registers a thread.
+// - group: packs that are loaded before the first of them is stored: of each stream blocks * group * 4 KiB
 //   are in flight at once. An H200 wants 40 KB a multiprocessor over all streams.
 //
 // Layout: rows x cols, row-major, bits beside them. A block has a piece of one tensor: 6144 elements or
-// fewer, 4 packs of 4 a thread, or a panel of 384 columns by 32 rows. Absmax is an integer maximum over the
+// fewer, 6 packs of 4 a thread, or a panel of 256 columns by 48 rows. Absmax is an integer maximum over the
 // bits of |w|, which infinity and NaN win and whose order does not matter. Idea: the updated weights of a
 // piece stay in shared memory, so that rows which lie whole in a piece get scale, working copy and gate in
 // the same pass. Channels that span pieces raise a slot by an atomic maximum, and a second kernel quantizes.
@@ -215,7 +215,7 @@ __device__ void quantize_piece(const Step<Rule>& step, const StepChunk& chunk, c
 
 // Noise is a matter of arithmetic, which more registers help more than more threads.
 template <class Rule, bool noisy>
-__global__ void __launch_bounds__(threads, noisy ? 1 : Rule::blocks) update_kernel(Step<Rule> step) {
+__global__ void __launch_bounds__(threads, noisy ? 2 : Rule::blocks) update_kernel(Step<Rule> step) {
   ESP_SHARED(Scales, scales, [1]);
   ESP_SHARED(StepEntry, entry, [1]);
   ESP_SHARED(Kept, kept, [1]);
@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(threads, noisy ? 1 : Rule::blocks) update_kern
 }
 
 template <class Rule>
-__global__ void __launch_bounds__(threads, 2) quantize_kernel(Step<Rule> step) {
+__global__ void __launch_bounds__(threads, 3) quantize_kernel(Step<Rule> step) {
   ESP_SHARED(Scales, scales, [1]);
   ESP_SHARED(StepEntry, entry, [1]);
   ESP_SHARED(Kept, kept, [1]);

@@ -8,11 +8,11 @@
 
 namespace esp {
 
-constexpr int step_threads = 384;                          // two blocks leave 80 registers a thread, one 168
-constexpr int step_packs = 4;                              // of 4 elements a thread
+constexpr int step_threads = 256;                          // three blocks leave 80 registers a thread, two 128
+constexpr int step_packs = 6;                              // of 4 elements a thread
 constexpr int step_piece = step_threads * step_packs * 4;  // elements of a block
 constexpr int step_piece_rows = 1024;                      // rows that a piece can hold scales for
-constexpr int step_panel_columns = 384, step_panel_rows = 32;  // of a block of columns
+constexpr int step_panel_columns = 256, step_panel_rows = 48;  // of a block of columns
 
 constexpr int64_t step_longest_row = 1 << 30;  // that is counted; what is longer never ends in a piece
 

@@ -35,7 +35,7 @@ struct PanelPlace {
 __device__ __forceinline__ FlatPlace flat_place(const StepEntry& t, int64_t start, int64_t piece) {
   return {start + threadIdx.x * 4, start + piece < t.n ? start + piece : t.n};
 }
-// A panel: 96 packs side by side, 4 rows at once, 16 a turn.
+// A panel: 64 packs side by side, 4 rows at once, 24 a turn.
 constexpr int panel_packs = esp::step_panel_columns / 4, rows_at_once = threads / panel_packs;
 constexpr int panel_turns = esp::step_panel_rows / (rows_at_once * packs);
 __device__ __forceinline__ int64_t panel_column(const StepEntry& t, int32_t index) {

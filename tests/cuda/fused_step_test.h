@@ -1,6 +1,6 @@
 // What the tests of fused optimizer steps on a device share: a device gives the CPU's bits for every working
 // copy and kind of channel, shapes around a pack (4), a word of bits (32), a piece (6144 elements, 1024
-// rows), a panel (384 x 32) and beyond; unaligned starts; steps in a row, some of them skipped; NaN, infinity
+// rows), a panel (256 x 48) and beyond; unaligned starts; steps in a row, some of them skipped; NaN, infinity
 // and denormals.
 #pragma once
 #include <cmath>
@@ -255,7 +255,7 @@ inline std::vector<Case> cases(const Setting& setting, Random& random) {
   // and beyond.
   const int64_t large[][2] = {{20, 768}, {2, 4096}, {1, 6144}, {300, 36}, {90, 100}, {3000, 3},
                               {5000, 1}, {40, 257}, {3, 3999}, {2, 6148}, {1, 7001}, {2, 12300},
-                              {33, 384}, {33, 772}, {40, 391}, {1, 6145}};
+                              {49, 256}, {49, 516}, {52, 263}, {1, 6145}};
   for (int i = 0; i < 5; i++) {
     const auto& shape = large[(setting.seed * 5 + static_cast<uint64_t>(i)) % 16];
     add(shape[0], shape[1], static_cast<int32_t>(random.below(5)), static_cast<int32_t>(random.below(3)));
