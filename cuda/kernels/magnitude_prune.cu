@@ -293,10 +293,11 @@ esp_status esp_cuda_magnitude_prune(const esp_cuda_plan* plan, const void* table
   // its part of a histogram.
   esp::DeviceLimits limits;
   if (esp_status status = esp::device_limits(&limits)) return status;
-  const int64_t together = int64_t{limits.multiprocessors} * esp::prune_blocks,
-                blocks = p.chunk_count < 1          ? 1
-                         : p.chunk_count < together ? p.chunk_count
-                                                    : together;
+  const auto together = [&](int of_a_multiprocessor) {
+    const int64_t most = int64_t{limits.multiprocessors} * of_a_multiprocessor;
+    return p.chunk_count < 1 ? 1 : p.chunk_count < most ? p.chunk_count : most;
+  };
+  const int64_t blocks = together(esp::prune_blocks), collecting = together(esp::prune_collect_blocks);
   esp::Kernels kernels(limits, stream);
   const auto run = [&](const char* what, auto kernel, int64_t grid, auto... more) {
     return kernels.launch(what, kernel, grid, threads, p, more...);
@@ -304,11 +305,11 @@ esp_status esp_cuda_magnitude_prune(const esp_cuda_plan* plan, const void* table
   if (esp_status status = run("magnitude_prune: begin", prune_begin_kernel, p.masked ? blocks : 1, now))
     return status;
   if (p.sampled) {
-    constexpr int64_t sample_blocks = esp::prune_samples / threads / 4;
+    constexpr int64_t sample_blocks = esp::prune_samples / threads / 2;
     if (esp_status status = run("magnitude_prune: sample", prune_sample_kernel, sample_blocks)) return status;
     if (esp_status status = run("magnitude_prune: bracket", prune_bracket_kernel, sample_blocks))
       return status;
-    if (esp_status status = run("magnitude_prune: collect", prune_collect_kernel, blocks)) return status;
+    if (esp_status status = run("magnitude_prune: collect", prune_collect_kernel, collecting)) return status;
   }
   for (int pass = 0; selects && pass < 3; pass++) {
     if (esp_status status = run("magnitude_prune: narrow", prune_narrow_kernel, blocks)) return status;
@@ -316,7 +317,7 @@ esp_status esp_cuda_magnitude_prune(const esp_cuda_plan* plan, const void* table
     if (esp_status status = run("magnitude_prune: pick", prune_pick_kernel, p.count)) return status;
   }
   if (selects) {
-    if (esp_status status = run("magnitude_prune: ties", prune_ties_kernel, blocks)) return status;
+    if (esp_status status = run("magnitude_prune: ties", prune_ties_kernel, collecting)) return status;
   }
   if (p.by_tensor && p.count > 0) {
     if (esp_status status = run("magnitude_prune: divide", prune_divide_kernel, p.count)) return status;

@@ -11,6 +11,7 @@ namespace esp {
 constexpr int prune_threads = 256;
 constexpr int prune_chunk = 8192;  // elements
 constexpr int prune_blocks = 3;    // a multiprocessor, at most; they walk the chunks in a grid-stride loop
+constexpr int prune_collect_blocks = 4;  // the same of what waits for a counter in each chunk
 constexpr int prune_bins = 2048;
 constexpr int prune_room = 2048;               // keys of one chunk that can be collected
 constexpr int prune_samples = 131072;          // keys

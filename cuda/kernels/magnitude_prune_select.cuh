@@ -241,7 +241,7 @@ __device__ void settle(const Prune& p) {
   state.overflow = state.cursor = 0;
 }
 
-__global__ void __launch_bounds__(threads, esp::prune_blocks) prune_collect_kernel(Prune p) {
+__global__ void __launch_bounds__(threads, esp::prune_collect_blocks) prune_collect_kernel(Prune p) {
   ESP_SHARED(int32_t, room, [esp::prune_room]);
   ESP_SHARED(uint32_t, found, [4]);  // inside, at low, at high; where the keys go
   esp::let_next_begin();
@@ -370,18 +370,20 @@ __global__ void __launch_bounds__(threads, esp::prune_blocks) prune_narrow_kerne
   if (p.state->refused != 0) return;
   if (!p.by_tensor && p.scopes[0].span <= 1) return;
   __syncthreads();
-  uint32_t* const mine = own + threadIdx.x % copies;
+  const esp::SharedCounters mine(own + threadIdx.x % copies);
   int32_t of = -1;  // the scope whose keys the bins hold
   uint32_t low = 0, span = 0;
   int shift = 0;
   const auto count = [&](int32_t key) {
     const uint32_t offset = static_cast<uint32_t>(key) - low;
-    if (offset < span) atomicAdd(&mine[(offset >> shift) * copies], 1u);
+    if (offset < span) mine.add_one((offset >> shift) * copies);
   };
   const bool collected = !p.by_tensor && p.scopes[0].source == esp::prune_from_collected;
-  // Neighbouring chunks to one block: their scope changes seldom.
+  // Neighbouring chunks to one block: their scope changes seldom. Collected keys are few: cut so small that
+  // all blocks have some.
+  constexpr int at_once = 4, piece = at_once * threads;
   const int64_t keys = collected ? p.state->collected : 0;
-  const int64_t items = collected ? (keys + esp::prune_chunk - 1) / esp::prune_chunk : p.chunk_count;
+  const int64_t items = collected ? (keys + piece - 1) / piece : p.chunk_count;
   const int64_t first = items * blockIdx.x / gridDim.x, end = items * (blockIdx.x + 1) / gridDim.x;
   for (int64_t c = first; c < end; c++) {
     const int32_t s = p.by_tensor ? p.chunks[c].tensor : 0;
@@ -394,9 +396,14 @@ __global__ void __launch_bounds__(threads, esp::prune_blocks) prune_narrow_kerne
     }
     if (span <= 1) continue;
     if (collected) {
-      const int64_t start = c * esp::prune_chunk;
-      for (int64_t j = start + threadIdx.x; j < start + esp::prune_chunk && j < keys; j += threads)
-        count(p.keys[j]);
+      int32_t key[at_once];
+#pragma unroll
+      for (int k = 0; k < at_once; k++) {
+        const int64_t j = c * piece + k * threads + threadIdx.x;
+        key[k] = j < keys ? p.keys[j] : esp::prune_absent;
+      }
+#pragma unroll
+      for (int k = 0; k < at_once; k++) count(key[k]);
     } else {
       const PruneChunk chunk = p.chunks[c];
       each_key(p.tensors[chunk.tensor], static_cast<int64_t>(chunk.index) * esp::prune_chunk, count);
@@ -460,34 +467,54 @@ __device__ void divide(const Prune& p, int32_t s) {
   }
 }
 
-__global__ void __launch_bounds__(threads) prune_ties_kernel(Prune p) {
+// Of what collecting has recorded. A warp a chunk: a record and a hundred keys are little more than two waits
+// for memory, which a block would have chunk by chunk.
+__device__ __forceinline__ void count_recorded_ties(const Prune& p, const PruneScope& scope) {
+  constexpr uint32_t at_once = 4;
+  const int32_t key = static_cast<int32_t>(scope.low), source = scope.source;
+  const uint32_t warps = gridDim.x * (threads / 32), lane = static_cast<uint32_t>(esp::lane_index());
+  for (uint32_t c = blockIdx.x * (threads / 32) + static_cast<uint32_t>(esp::warp_index());
+       c < static_cast<uint32_t>(p.chunk_count); c += warps) {
+    PruneRecord& record = p.records[c];
+    uint32_t ties = source == esp::prune_from_low ? record.at_low : record.at_high;
+    if (source == esp::prune_from_collected) {
+      const uint32_t offset = record.offset, inside = record.inside;
+      ties = 0;
+#pragma unroll 1
+      for (uint32_t first = lane; first < inside; first += at_once * 32) {
+        int32_t keys[at_once];
+#pragma unroll
+        for (uint32_t k = 0; k < at_once; k++)
+          keys[k] = first + k * 32 < inside ? p.keys[offset + first + k * 32] : esp::prune_absent;
+#pragma unroll
+        for (uint32_t k = 0; k < at_once; k++) ties += keys[k] == key ? 1 : 0;
+      }
+#pragma unroll
+      for (int apart = 16; apart > 0; apart /= 2) ties += __shfl_xor_sync(esp::all_lanes, ties, apart);
+    }
+    if (lane == 0) record.ties = ties;
+  }
+}
+
+__global__ void __launch_bounds__(threads, esp::prune_collect_blocks) prune_ties_kernel(Prune p) {
   ESP_SHARED(uint32_t, found, [1]);
   esp::let_next_begin();
   esp::wait_for_kernel_before();
   if (p.state->refused != 0) return;
   if (!p.by_tensor && !divides_ties(p.scopes[0])) return;
-  for (esp::Walk<PruneChunk> walk(p.chunks, p.chunk_count); !walk.ends();) {
+  const bool recorded = !p.by_tensor && p.scopes[0].source != esp::prune_from_weights;
+  if (recorded) count_recorded_ties(p, p.scopes[0]);
+  for (esp::Walk<PruneChunk> walk(p.chunks, p.chunk_count); !recorded && !walk.ends();) {
     const uint32_t c = walk.at;
     const PruneChunk chunk = walk.take();
     const PruneScope& scope = p.scopes[p.by_tensor ? chunk.tensor : 0];
     if (!divides_ties(scope)) continue;
-    const int32_t key = static_cast<int32_t>(scope.low), source = scope.source;
-    if (source == esp::prune_from_low || source == esp::prune_from_high) {
-      if (threadIdx.x == 0)
-        p.records[c].ties = source == esp::prune_from_low ? p.records[c].at_low : p.records[c].at_high;
-      continue;
-    }
+    const int32_t key = static_cast<int32_t>(scope.low);
     if (threadIdx.x == 0) found[0] = 0;
     __syncthreads();
     uint32_t ties = 0;
-    if (source == esp::prune_from_collected) {
-      const PruneRecord record = p.records[c];
-      for (uint32_t j = threadIdx.x; j < record.inside; j += threads)
-        ties += p.keys[record.offset + j] == key ? 1 : 0;
-    } else {
-      each_key(p.tensors[chunk.tensor], static_cast<int64_t>(chunk.index) * esp::prune_chunk,
-               [&](int32_t other) { ties += other == key ? 1 : 0; });
-    }
+    each_key(p.tensors[chunk.tensor], static_cast<int64_t>(chunk.index) * esp::prune_chunk,
+             [&](int32_t other) { ties += other == key ? 1 : 0; });
     if (ties > 0) atomicAdd(&found[0], ties);
     __syncthreads();
     if (threadIdx.x == 0)

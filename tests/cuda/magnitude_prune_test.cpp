@@ -79,7 +79,7 @@ struct Subject {
 };
 
 // What a tensor is filled with.
-enum class Values { spread, few, same, special, steps };
+enum class Values { spread, few, same, special, steps, repeated };
 
 float value_of(Values values, int64_t i, Random& random) {
   switch (values) {
@@ -102,6 +102,8 @@ float value_of(Values values, int64_t i, Random& random) {
       }
     case Values::steps:
       return static_cast<float>(i / 3000) + 1;  // a bracket that a chunk holds whole
+    case Values::repeated:
+      return static_cast<float>(i * 7919 % 21847) + 1;  // ties inside the bracket, far from each other
     default:
       return random.uniform() * random.uniform();
   }
@@ -208,7 +210,7 @@ void test_large(const Setting& setting, Random& random) {
   const Values kind = kinds[setting.seed % 5];
   if (setting.small) {
     std::vector<Subject> one =
-        list_of({65000, 537}, ESP_F32, setting.seed % 2 == 0 ? Values::few : Values::spread, 0, random);
+        list_of({65000, 537}, ESP_F32, setting.seed % 2 == 0 ? Values::few : Values::repeated, 0, random);
     return compare(one, rule_of(ESP_PRUNE_AMOUNT, ESP_PRUNE_GLOBAL, 0.5));
   }
   std::vector<Subject> subjects = list_of({70000, 5, 30011, 100}, setting.seed % 3 == 0 ? 3 : ESP_F32, kind,
@@ -220,6 +222,13 @@ void test_large(const Setting& setting, Random& random) {
     std::vector<Subject> halves =
         list_of({66000, 9000}, setting.seed % 8 == 0 ? ESP_BF16 : ESP_F16, kind, 0, random);
     compare(halves, rule_of(ESP_PRUNE_AMOUNT, ESP_PRUNE_GLOBAL, amount));
+  }
+  // More chunks than the blocks have warps, and 15 equals of which the last stays.
+  if (setting.seed % 5 == 1) {
+    std::vector<Subject> repeated = list_of({15 * 21847}, ESP_F32, Values::repeated, 0, random);
+    esp_prune_rule rule = rule_of(ESP_PRUNE_COUNT, ESP_PRUNE_GLOBAL, 0);
+    rule.count = 15 * 10000 - 1;
+    compare(repeated, rule);
   }
   // Regular places fool the sample: only the stretches that no sample hits are small. The bracket misses.
   if (setting.seed % 5 == 0) {
