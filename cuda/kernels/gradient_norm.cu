@@ -5,8 +5,8 @@
 // Numerics: the CPU's order in every addition (gradient_norm_order.h), in double, which is the definition:
 // consumer GPUs run double at 1/32 to 1/64 of their rate and stay compute-bound here. Idea: a chunk has 16
 // sums that each run over 512 elements, so half a warp has a chunk, one sum a lane. It stages 1 KiB of the
-// chunk at a time in shared memory with 16-byte loads, 64 bytes a lane in flight, and reads it back one
-// element a lane. Bytes: n times the element size, n/8 a bit field; 8 written and read again a chunk. The
+// chunk at a time in shared memory with 16-byte loads, 64 bytes a lane in flight while the KiB before is read
+// back, one element a lane. Bytes: n times the element size, n/8 a bit field; 8 written and read again a chunk. The
 // last block adds the chunks' sums, 256 lanes then a tree, and writes the result.
 #include "gradient_norm.h"
 
@@ -35,27 +35,39 @@ template <class T>
 __device__ __forceinline__ double sum_of_squares(const esp_gradient& tensor, int64_t start, int lane,
                                                  unsigned lanes, Tile& tile) {
   constexpr int per_load = 16 / sizeof(T), per_tile = tile_bytes / sizeof(T);
-  const T* const gradient = static_cast<const T*>(tensor.gradient);
+  const T* const gradient[1] = {static_cast<const T*>(tensor.gradient)};
   const uint8_t* const mask = tensor.mask;
   const uint8_t* const gate = tensor.gate;
-  ESP_GLOBAL(gradient);
-  const bool whole = esp::is_aligned(gradient, 16), hides = mask != nullptr || gate != nullptr;
+  ESP_GLOBAL(gradient[0]);
+  const bool hides = mask != nullptr || gate != nullptr;
   const int64_t end =
       start + esp::gradient_norm_block < tensor.n ? start + esp::gradient_norm_block : tensor.n;
   double sum = 0;
-  for (int64_t i = start; i < end; i += per_tile) {
-    Pack<T, per_load> loaded[loads];
-    esp::load_packs<per_load>(gradient, i + lane * per_load, int64_t{team * per_load}, end, whole, loaded);
-    uint32_t visible = 0;
-    if (hides && lane * 32 < per_tile)
-      visible = esp::bits_32(mask, i + lane * 32, end) & esp::bits_32(gate, i + lane * 32, end);
-    __syncwarp(lanes);  // the tile before has been read
+  esp::RawPack<per_load, T> loaded[1][loads];
+  uint32_t of_mask = 0, of_gate = 0;
+  const auto load = [&](int64_t i) {
+    int64_t at[loads];
+    int left[loads];
 #pragma unroll
     for (int k = 0; k < loads; k++) {
-      reinterpret_cast<Pack<T, per_load>*>(tile.elements)[k * team + lane] = loaded[k];
+      at[k] = i + (k * team + lane) * per_load;
+      left[k] = static_cast<int>(end - at[k]);
     }
-    tile.bits[lane] = visible;
+    esp::load_places<per_load>(gradient, at, left, loaded);
+    if (hides && lane * 32 < per_tile) {
+      of_mask = esp::bits_32(mask, i + lane * 32, end);
+      of_gate = esp::bits_32(gate, i + lane * 32, end);
+    }
+  };
+  load(start);
+#pragma unroll 1
+  for (int64_t i = start; i < end; i += per_tile) {
+    __syncwarp(lanes);  // the tile before has been read
+#pragma unroll
+    for (int k = 0; k < loads; k++) tile.elements[k * team + lane] = loaded[0][k];
+    tile.bits[lane] = of_mask & of_gate;
     __syncwarp(lanes);
+    if (i + per_tile < end) load(i + per_tile);  // on its way while this one is added up
     const T* const staged = reinterpret_cast<const T*>(tile.elements);
 #pragma unroll 4
     for (int j = 0; j < per_tile / team; j++) {
