@@ -22,6 +22,7 @@ def run_with_stand_in(peer, path, compiler):
     torch.__version__ = "stand-in"
     torch.cuda.is_available.return_value = True
     torch.cuda.Event.return_value.elapsed_time.return_value = 2.5
+    torch.rand.return_value.__gt__ = MagicMock()  # by itself a mock compares with none
 
     def compile_(function, mode, dynamic):
         if compiler == "fails" or (compiler == "fails at best" and mode != "default"):
@@ -41,12 +42,12 @@ def run_with_stand_in(peer, path, compiler):
     runpy.run_path(peer, run_name="__main__")
 
 
-def run(peer, compiler):
+def run(peer, compiler, measured=ROWS):
     """The exit code, what was said, and the peers of the file that is left."""
     with tempfile.TemporaryDirectory() as place:
         path = os.path.join(place, "rows.json")
         rows = [
-            {"name": name, "size": size, "milliseconds": 1.0, "bytes": 8.0, "of_copy": 0.5} for name, size in ROWS
+            {"name": name, "size": size, "milliseconds": 1.0, "bytes": 8.0, "of_copy": 0.5} for name, size in measured
         ]
         with open(path, "w") as file:
             json.dump({"device": "stand-in", "rows": rows, "left_out": [], "failed": [], "complete": compiler != "works"}, file)
@@ -72,6 +73,10 @@ def main(peer):
     check(ended.returncode == 0 and names(peers) == ["eager", "eager", "compile", "compile"], "all", ended)
     check("compile 0.500 ms = 0.5x (>= 1.2x: MISSED)" in ended.stdout, "the table", ended)
     check("gpu_benchmark was stopped" in ended.stdout, "rows that are missing", ended)
+    step = ("fused_sgd, guarded, small", "2 tensors, 2048 weights")
+    ended, peers = run(peer, "works", [step, ROWS[0]])
+    compiled = [found["name"] for found in peers if found["peer"].startswith("compile")]
+    check(compiled == [ROWS[0][0], step[0], step[0]], "steps, which take the compiler minutes, last", ended)
     ended, peers = run(peer, "fails at best")
     check(names(peers)[EAGER:] == ["compile, default mode"] * 2, "the default mode", ended)
     ended, peers = run(peer, "fails")
