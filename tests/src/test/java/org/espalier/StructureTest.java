@@ -43,7 +43,6 @@ class StructureTest {
   private static final List<Set<String>> LAYERS_OF_SEVERAL =
       List.of(
           Set.of("org.espalier.compress", "org.espalier.compress.onnx"),
-          Set.of("org.espalier.format", "org.espalier.format.safetensors"),
           Set.of("org.espalier.torch", "org.espalier.torch.onnx"));
 
   @Test

@@ -31,7 +31,7 @@ import org.espalier.InputException;
 import org.espalier.format.CsvLine;
 import org.espalier.format.InputFile;
 import org.espalier.format.JsonReason;
-import org.espalier.format.safetensors.Names;
+import org.espalier.format.Names;
 
 /**
  * An example of a file of lines, as those that are learned online: of JSON, {@code {"text": "…", "label": 1}}, {@code

@@ -12,8 +12,8 @@ import java.util.List;
 import java.util.Map;
 import java.util.function.Supplier;
 import org.espalier.InputException;
+import org.espalier.format.Names;
 import org.espalier.format.onnx.TextInput;
-import org.espalier.format.safetensors.Names;
 
 /**
  * Turns text into token ids with a Hugging Face {@code tokenizer.json}. Padding that the file asks for

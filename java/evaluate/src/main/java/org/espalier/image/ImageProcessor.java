@@ -6,7 +6,7 @@ import java.util.Map;
 import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.format.JsonFile;
-import org.espalier.format.safetensors.Names;
+import org.espalier.format.Names;
 
 /**
  * How files of images become what a model takes, as the {@code preprocessor_config.json} beside a model of Hugging Face says it:

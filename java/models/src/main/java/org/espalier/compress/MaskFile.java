@@ -7,7 +7,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 import org.espalier.InputException;
-import org.espalier.format.safetensors.Names;
+import org.espalier.format.Names;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.format.safetensors.TensorInfo;

@@ -4,7 +4,6 @@ import java.util.Collection;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Locale;
-import org.espalier.format.safetensors.Names;
 
 /** Suggests existing names that are near one that does not exist. */
 public final class NearNames {

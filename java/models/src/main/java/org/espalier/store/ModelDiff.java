@@ -14,12 +14,12 @@ import java.util.Map;
 import java.util.SortedMap;
 import java.util.TreeMap;
 import org.espalier.InputException;
+import org.espalier.format.Names;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.safetensors.Checkpoint;
-import org.espalier.format.safetensors.Names;
 import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.format.safetensors.TensorInfo;
 

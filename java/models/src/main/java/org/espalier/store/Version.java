@@ -67,7 +67,7 @@ public record Version(
     }
 
     private static String quote(String path) {
-      return org.espalier.format.safetensors.Names.quote(path);
+      return org.espalier.format.Names.quote(path);
     }
   }
 

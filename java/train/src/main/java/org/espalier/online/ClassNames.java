@@ -3,8 +3,8 @@ package org.espalier.online;
 import java.util.HashSet;
 import java.util.List;
 import org.espalier.InputException;
+import org.espalier.format.Names;
 import org.espalier.format.NearNames;
-import org.espalier.format.safetensors.Names;
 
 /**
  * What classes are called, where they are more than numbers.

@@ -16,8 +16,8 @@ import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.format.CsvLine;
 import org.espalier.format.JsonReason;
+import org.espalier.format.Names;
 import org.espalier.format.NearNames;
-import org.espalier.format.safetensors.Names;
 
 /**
  * Reads examples from lines. JSON: {@code {"id": "a", "features": [1, 2], "label": 0}}, or {@code

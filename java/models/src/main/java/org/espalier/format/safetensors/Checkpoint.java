@@ -17,6 +17,7 @@ import java.util.Map;
 import java.util.SortedMap;
 import java.util.TreeMap;
 import org.espalier.InputException;
+import org.espalier.format.Names;
 
 /**
  * The tensors of a model: one safetensors file, or a folder with {@code model.safetensors} or with

@@ -18,6 +18,7 @@ import java.util.Map;
 import java.util.SortedMap;
 import java.util.TreeMap;
 import org.espalier.InputException;
+import org.espalier.format.Names;
 
 /**
  * The JSON of a safetensors file.

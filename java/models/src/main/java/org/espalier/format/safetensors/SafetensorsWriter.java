@@ -9,6 +9,7 @@ import java.util.Map;
 import java.util.function.Function;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
+import org.espalier.format.Names;
 
 /**
  * Writes a safetensors file whose bytes depend on its content alone: tensors by descending width of

@@ -1,6 +1,7 @@
 package org.espalier.format.safetensors;
 
 import java.util.List;
+import org.espalier.format.Names;
 
 /**
  * A tensor that is to be written.

@@ -1,4 +1,4 @@
-package org.espalier.format.safetensors;
+package org.espalier.format;
 
 import java.util.Comparator;
 
@@ -26,7 +26,7 @@ public final class Names {
   }
 
   /** Whether UTF-8 can hold the name, that is, it has no lone surrogate. */
-  static boolean isEncodable(String name) {
+  public static boolean isEncodable(String name) {
     return name.codePoints()
         .noneMatch(c -> c >= Character.MIN_SURROGATE && c <= Character.MAX_SURROGATE);
   }
