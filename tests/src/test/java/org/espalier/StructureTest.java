@@ -41,9 +41,7 @@ class StructureTest {
 
   /** Packages that know each other: one layer in several folders. No others do. */
   private static final List<Set<String>> LAYERS_OF_SEVERAL =
-      List.of(
-          Set.of("org.espalier.compress", "org.espalier.compress.onnx"),
-          Set.of("org.espalier.torch", "org.espalier.torch.onnx"));
+      List.of(Set.of("org.espalier.torch", "org.espalier.torch.onnx"));
 
   @Test
   void everyOperationHasItsFiles() throws IOException {

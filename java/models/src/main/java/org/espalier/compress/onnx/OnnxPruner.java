@@ -1,4 +1,4 @@
-package org.espalier.compress;
+package org.espalier.compress.onnx;
 
 import java.nio.ByteBuffer;
 import java.nio.file.Path;
@@ -12,9 +12,11 @@ import java.util.function.Predicate;
 import java.util.function.ToLongFunction;
 import org.bytedeco.javacpp.BytePointer;
 import org.espalier.InputException;
-import org.espalier.compress.onnx.ActivationSource;
-import org.espalier.compress.onnx.RefittingPruner;
-import org.espalier.compress.onnx.SumShapes;
+import org.espalier.compress.CheckpointPruner;
+import org.espalier.compress.MaskFile;
+import org.espalier.compress.PieceBuffer;
+import org.espalier.compress.Progress;
+import org.espalier.compress.Seconds;
 import org.espalier.device.DType;
 import org.espalier.device.Tensor;
 import org.espalier.format.AtomicFile;
