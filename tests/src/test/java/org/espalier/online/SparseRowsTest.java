@@ -39,7 +39,7 @@ import org.espalier.online.memory.Floats;
 import org.espalier.online.model.LinearHead;
 import org.espalier.online.model.TorchLearnable;
 import org.espalier.online.privacy.Privacy;
-import org.espalier.torch.OnnxGraph;
+import org.espalier.torch.onnx.OnnxGraph;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;

@@ -15,6 +15,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.torch.onnx.OnnxGraph;
 import org.junit.jupiter.api.Test;
 
 /** Steps in a {@link PointerScope} leave nothing behind, whatever the garbage collector does. */

@@ -19,7 +19,7 @@ import org.espalier.InputException;
 import org.espalier.backend.CpuThreads;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallDecoder;
-import org.espalier.torch.OnnxGraph;
+import org.espalier.torch.onnx.OnnxGraph;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 

@@ -46,7 +46,7 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallDecoder;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.SafetensorsDtype;
-import org.espalier.torch.OnnxGraph;
+import org.espalier.torch.onnx.OnnxGraph;
 import org.espalier.torch.onnx.OnnxRuntime;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;

@@ -19,8 +19,8 @@ import org.bytedeco.pytorch.global.torch;
 import org.espalier.compress.onnx.WeightGrid;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
-import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.TorchDevice;
+import org.espalier.torch.onnx.OnnxGraph;
 import org.junit.jupiter.api.Test;
 
 /** Scales of weights as parameters (LSQ). */

@@ -37,7 +37,7 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.onnx.SmallModels;
-import org.espalier.torch.OnnxGraph;
+import org.espalier.torch.onnx.OnnxGraph;
 import org.espalier.torch.onnx.OnnxRuntime;
 import org.espalier.train.TrainingListener.StageReport;
 import org.espalier.train.TrainingListener.StepReport;

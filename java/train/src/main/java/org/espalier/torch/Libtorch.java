@@ -67,7 +67,7 @@ public final class Libtorch {
   }
 
   /** What libtorch says of a failure, without the trace of its own calls that follows. */
-  static String firstLine(RuntimeException e) {
+  public static String firstLine(RuntimeException e) {
     String message = String.valueOf(e.getMessage()).strip();
     int end = message.indexOf('\n');
     return end < 0 ? message : message.substring(0, end);

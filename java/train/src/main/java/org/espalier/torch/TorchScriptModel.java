@@ -216,7 +216,7 @@ public final class TorchScriptModel implements TrainableModel {
   }
 
   /** The module itself. */
-  JitModule module() {
+  public JitModule module() {
     return module;
   }
 

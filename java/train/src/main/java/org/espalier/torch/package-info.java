@@ -1,5 +1,5 @@
 /**
- * Models that libtorch runs forward and backward: an ONNX graph, a TorchScript module, a module
- * written in Java. Tensors reach the kernels of {@code org.espalier.op} as views, without a copy.
+ * Models that libtorch runs forward and backward: a TorchScript module, a module written in Java and, in {@code torch.onnx},
+ * an ONNX graph. Tensors reach the kernels of {@code org.espalier.op} as views, without a copy.
  */
 package org.espalier.torch;

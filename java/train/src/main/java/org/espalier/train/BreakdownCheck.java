@@ -20,8 +20,8 @@ import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.safetensors.ExampleRows;
 import org.espalier.format.safetensors.SafetensorsDtype;
-import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.TorchDevice;
+import org.espalier.torch.onnx.OnnxGraph;
 
 /**
  * Checks whether examples are the cause of a training that broke down. Losses and gradients are summed in float32, in

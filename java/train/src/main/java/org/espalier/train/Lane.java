@@ -6,8 +6,8 @@ import java.util.Set;
 import org.bytedeco.pytorch.Tensor;
 import org.espalier.compress.onnx.RoundedActivations;
 import org.espalier.format.onnx.OnnxModel;
-import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.TorchDevice;
+import org.espalier.torch.onnx.OnnxGraph;
 
 /**
  * A graph as one thread runs it.

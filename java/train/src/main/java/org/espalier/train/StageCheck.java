@@ -11,8 +11,8 @@ import org.espalier.compress.onnx.TrainableQuantizer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.op.MagnitudePrune;
-import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.Parameter;
+import org.espalier.torch.onnx.OnnxGraph;
 
 /** Checks that what a stage asks for, its loss above all, is there: labels of the right kind, examples, tables. */
 final class StageCheck {

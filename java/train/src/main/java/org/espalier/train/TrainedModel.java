@@ -48,10 +48,10 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.op.MagnitudePrune;
-import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.Parameter;
 import org.espalier.torch.TorchDevice;
 import org.espalier.torch.onnx.GraphParameters;
+import org.espalier.torch.onnx.OnnxGraph;
 
 /**
  * The model of a plan while it is trained: its graph on libtorch; its trained weights with their masks; the grids of

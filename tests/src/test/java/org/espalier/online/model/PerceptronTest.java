@@ -37,7 +37,7 @@ import org.espalier.online.memory.Floats;
 import org.espalier.online.privacy.Privacy;
 import org.espalier.op.Activation;
 import org.espalier.op.Variants;
-import org.espalier.torch.OnnxGraph;
+import org.espalier.torch.onnx.OnnxGraph;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;

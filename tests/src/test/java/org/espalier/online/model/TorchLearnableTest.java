@@ -55,7 +55,7 @@ import org.espalier.store.ModelStore;
 import org.espalier.store.StoreWriter;
 import org.espalier.torch.Libtorch;
 import org.espalier.torch.ModuleModel;
-import org.espalier.torch.OnnxGraph;
+import org.espalier.torch.onnx.OnnxGraph;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 

@@ -34,12 +34,12 @@ import org.espalier.online.RowLookUps;
 import org.espalier.online.Weight;
 import org.espalier.online.memory.Floats;
 import org.espalier.op.DpAccumulate;
-import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.Parameter;
 import org.espalier.torch.TensorView;
 import org.espalier.torch.TorchScriptModel;
 import org.espalier.torch.TrainableModel;
 import org.espalier.torch.onnx.LookUps;
+import org.espalier.torch.onnx.OnnxGraph;
 
 /**
  * Any model with inputs [batch, shape…] and an output [batch, outputs] that libtorch runs under autograd. Inputs are

@@ -34,9 +34,9 @@ import org.espalier.online.memory.Floats;
 import org.espalier.online.model.LinearHead;
 import org.espalier.online.model.Perceptron;
 import org.espalier.online.model.TorchLearnable;
-import org.espalier.torch.OnnxGraph;
 import org.espalier.torch.TorchScriptModel;
 import org.espalier.torch.TrainableModel;
+import org.espalier.torch.onnx.OnnxGraph;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 

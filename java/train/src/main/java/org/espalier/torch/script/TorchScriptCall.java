@@ -1,4 +1,4 @@
-package org.espalier.torch;
+package org.espalier.torch.script;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import java.util.ArrayList;
@@ -10,8 +10,8 @@ import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.InputException;
 import org.espalier.format.onnx.Attributes;
-import org.espalier.torch.ScriptGraph.Ref;
-import org.espalier.torch.ScriptGraph.Size;
+import org.espalier.torch.script.ScriptGraph.Ref;
+import org.espalier.torch.script.ScriptGraph.Size;
 
 /** A call of a TorchScript module while it is read: its arguments, and the graph to which its nodes go. */
 final class TorchScriptCall {

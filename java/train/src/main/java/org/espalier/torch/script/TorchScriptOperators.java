@@ -1,4 +1,4 @@
-package org.espalier.torch;
+package org.espalier.torch.script;
 
 import static org.espalier.format.onnx.Attributes.attribute;
 
@@ -9,7 +9,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.function.Function;
 import java.util.stream.LongStream;
-import org.espalier.torch.ScriptGraph.Ref;
+import org.espalier.torch.script.ScriptGraph.Ref;
 
 /**
  * The calls of a module that can be read as nodes of a graph. The order of arguments is that of libtorch's

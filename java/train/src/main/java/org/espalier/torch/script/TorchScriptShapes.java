@@ -1,7 +1,7 @@
-package org.espalier.torch;
+package org.espalier.torch.script;
 
 import static org.espalier.format.onnx.Attributes.attribute;
-import static org.espalier.torch.TorchScriptOperators.unary;
+import static org.espalier.torch.script.TorchScriptOperators.unary;
 
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -12,9 +12,9 @@ import java.util.stream.LongStream;
 import java.util.stream.Stream;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.global.torch;
-import org.espalier.torch.ScriptGraph.Ref;
-import org.espalier.torch.ScriptGraph.Size;
-import org.espalier.torch.TorchScriptOperators.Table;
+import org.espalier.torch.script.ScriptGraph.Ref;
+import org.espalier.torch.script.ScriptGraph.Size;
+import org.espalier.torch.script.TorchScriptOperators.Table;
 
 /** Calls that move elements, and those of integers and lists that say how, known ones and computed ones. */
 final class TorchScriptShapes {

@@ -1,4 +1,4 @@
-package org.espalier.torch;
+package org.espalier.torch.onnx;
 
 import static org.espalier.format.onnx.SmallModels.attribute;
 import static org.espalier.format.onnx.SmallModels.floats;
@@ -34,7 +34,10 @@ import org.bytedeco.pytorch.global.torch;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
-import org.espalier.torch.onnx.GraphScript;
+import org.espalier.torch.Libtorch;
+import org.espalier.torch.Parameter;
+import org.espalier.torch.TorchScriptModel;
+import org.espalier.torch.TrainableModel;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;

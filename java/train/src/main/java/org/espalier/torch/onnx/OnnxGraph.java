@@ -1,4 +1,4 @@
-package org.espalier.torch;
+package org.espalier.torch.onnx;
 
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.ByteBuffer;
@@ -22,10 +22,11 @@ import org.espalier.InputException;
 import org.espalier.format.onnx.MissingValues;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
-import org.espalier.torch.onnx.GraphParameters;
-import org.espalier.torch.onnx.LookUpTables;
-import org.espalier.torch.onnx.LookUps;
-import org.espalier.torch.onnx.Program;
+import org.espalier.torch.InputTransforms;
+import org.espalier.torch.Libtorch;
+import org.espalier.torch.Parameter;
+import org.espalier.torch.TorchDevice;
+import org.espalier.torch.TrainableModel;
 
 /**
  * An ONNX model, trained in place. It runs under operator sets 11 to 21 (and older ones where they mean

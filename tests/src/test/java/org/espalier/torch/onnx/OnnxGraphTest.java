@@ -1,4 +1,4 @@
-package org.espalier.torch;
+package org.espalier.torch.onnx;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
@@ -36,8 +36,11 @@ import org.espalier.format.onnx.ClickModel;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.RuntimeModels;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.torch.Libtorch;
+import org.espalier.torch.Parameter;
 import org.espalier.torch.Parameter.Kind;
-import org.espalier.torch.onnx.OnnxRuntime;
+import org.espalier.torch.TensorView;
+import org.espalier.torch.TrainableModel;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;

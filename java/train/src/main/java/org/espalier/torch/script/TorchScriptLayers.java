@@ -1,8 +1,8 @@
-package org.espalier.torch;
+package org.espalier.torch.script;
 
 import static org.espalier.format.onnx.Attributes.attribute;
-import static org.espalier.torch.TorchScriptOperators.binary;
-import static org.espalier.torch.TorchScriptOperators.unary;
+import static org.espalier.torch.script.TorchScriptOperators.binary;
+import static org.espalier.torch.script.TorchScriptOperators.unary;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import java.util.ArrayList;
@@ -12,8 +12,8 @@ import java.util.stream.LongStream;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
-import org.espalier.torch.ScriptGraph.Ref;
-import org.espalier.torch.TorchScriptOperators.Table;
+import org.espalier.torch.script.ScriptGraph.Ref;
+import org.espalier.torch.script.TorchScriptOperators.Table;
 
 /** Calls of layers: products, convolutions, windows, norms and attention. */
 final class TorchScriptLayers {

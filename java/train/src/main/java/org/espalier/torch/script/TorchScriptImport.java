@@ -1,4 +1,4 @@
-package org.espalier.torch;
+package org.espalier.torch.script;
 
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -24,6 +24,9 @@ import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.bytedeco.pytorch.graph_node_list;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.torch.Libtorch;
+import org.espalier.torch.TorchScriptModel;
+import org.espalier.torch.onnx.OnnxGraph;
 
 /**
  * Reads a TorchScript module as an ONNX graph, as it is in evaluation: libtorch inlines its methods and folds

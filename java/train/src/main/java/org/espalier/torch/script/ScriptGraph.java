@@ -1,4 +1,4 @@
-package org.espalier.torch;
+package org.espalier.torch.script;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.GraphProto;

@@ -1,4 +1,4 @@
-package org.espalier.torch;
+package org.espalier.torch.script;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -20,7 +20,11 @@ import org.bytedeco.pytorch.global.torch;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
+import org.espalier.torch.Libtorch;
+import org.espalier.torch.Parameter;
+import org.espalier.torch.TorchScriptModel;
 import org.espalier.torch.onnx.GraphScript;
+import org.espalier.torch.onnx.OnnxGraph;
 import org.espalier.torch.onnx.OnnxRuntime;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Tag;
