@@ -9,6 +9,8 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import org.espalier.compress.onnx.ProductSite.Product;
+import org.espalier.compress.onnx.fitting.ActivationStatistics;
+import org.espalier.compress.onnx.fitting.Equalization;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.slf4j.Logger;

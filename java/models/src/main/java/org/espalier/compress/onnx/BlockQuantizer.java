@@ -20,6 +20,8 @@ import java.util.stream.Collectors;
 import org.espalier.InputException;
 import org.espalier.compress.Progress.Phase;
 import org.espalier.compress.onnx.ProductSite.Product;
+import org.espalier.compress.onnx.fitting.ActivationStatistics;
+import org.espalier.compress.onnx.fitting.CompensatedRounding;
 import org.espalier.format.Quantity;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.HalfPrecision;
@@ -207,8 +209,8 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
         Map<String, Integer> channels = new LinkedHashMap<>();
         part.forEach(s -> channels.put(s.activation, s.channels));
         Map<String, ActivationStatistics> statistics =
-            ActivationStatistics.collect(
-                model, channels, new ToldActivations(source, progress), (name, values) -> values);
+            new ToldActivations(source, progress)
+                .statistics(model, channels, (name, values) -> values);
         for (ProductSite s : part) {
           progress.at(Phase.FIT, done++, seen.size());
           fit(s, statistics.remove(s.activation));

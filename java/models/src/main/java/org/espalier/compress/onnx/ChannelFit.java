@@ -9,6 +9,8 @@ import java.util.stream.IntStream;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.HiddenChannels.Reader;
 import org.espalier.compress.onnx.HiddenChannels.Slice;
+import org.espalier.compress.onnx.fitting.ActivationStatistics;
+import org.espalier.compress.onnx.fitting.ChannelElimination;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 

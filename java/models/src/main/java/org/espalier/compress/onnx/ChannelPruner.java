@@ -21,6 +21,8 @@ import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.compress.Progress.Phase;
 import org.espalier.compress.onnx.HiddenChannels.Reader;
+import org.espalier.compress.onnx.fitting.ActivationStatistics;
+import org.espalier.compress.onnx.fitting.ChannelElimination;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxModel;
 import org.slf4j.Logger;
@@ -397,14 +399,16 @@ public final class ChannelPruner {
       model.inputs().forEach(this::checkBatch);
     }
     Map<String, ActivationStatistics> statistics =
-        ActivationStatistics.collect(
-            floats(now),
-            channels,
-            new ToldActivations(source, progress),
-            (name, values) ->
-                images.contains(name)
-                    ? pixels(values, channels.get(name))
-                    : scattered.containsKey(name) ? ordered(values, scattered.get(name)) : values);
+        new ToldActivations(source, progress)
+            .statistics(
+                floats(now),
+                channels,
+                (name, values) ->
+                    images.contains(name)
+                        ? pixels(values, channels.get(name))
+                        : scattered.containsKey(name)
+                            ? ordered(values, scattered.get(name))
+                            : values);
     whole = parts.size() == 1 ? statistics : null;
     return statistics;
   }

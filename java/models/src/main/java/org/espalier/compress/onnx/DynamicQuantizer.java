@@ -15,6 +15,8 @@ import java.util.function.Predicate;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ProductFitting.Rounded;
 import org.espalier.compress.onnx.ProductSite.Product;
+import org.espalier.compress.onnx.fitting.CompensatedRounding;
+import org.espalier.compress.onnx.fitting.Equalization;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.InnerGraphs;

@@ -11,6 +11,9 @@ import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.compress.Progress.Phase;
 import org.espalier.compress.onnx.ProductSite.Product;
+import org.espalier.compress.onnx.fitting.ActivationStatistics;
+import org.espalier.compress.onnx.fitting.CompensatedRounding;
+import org.espalier.compress.onnx.fitting.Equalization;
 import org.espalier.format.onnx.OnnxModel;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -69,12 +72,12 @@ final class ProductFitting {
     return fitting.rounded;
   }
 
-  private void fit(List<ProductSite> group, int all, ActivationSource source) {
+  private void fit(List<ProductSite> group, int all, ToldActivations source) {
     long start = System.nanoTime();
     Map<String, Integer> channels = new LinkedHashMap<>();
     group.forEach(s -> channels.put(s.activation, s.channels));
     Map<String, ActivationStatistics> statistics =
-        ActivationStatistics.collect(model, channels, source, (name, values) -> values);
+        source.statistics(model, channels, (name, values) -> values);
     LOG.debug("activations collected after {} ms", (System.nanoTime() - start) / 1_000_000);
     ActivationEqualizer equalizer = new ActivationEqualizer(model);
     Map<ProductSite, Equalization> equalizations =

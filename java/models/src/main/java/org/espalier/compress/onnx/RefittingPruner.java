@@ -19,6 +19,8 @@ import java.util.function.LongConsumer;
 import java.util.function.Predicate;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.fitting.ActivationStatistics;
+import org.espalier.compress.onnx.fitting.SparseFit;
 import org.espalier.format.NearNames;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxInitializer;

@@ -12,6 +12,8 @@ import java.util.function.Predicate;
 import java.util.function.Supplier;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ProductFitting.Rounded;
+import org.espalier.compress.onnx.fitting.CompensatedRounding;
+import org.espalier.compress.onnx.fitting.Equalization;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;

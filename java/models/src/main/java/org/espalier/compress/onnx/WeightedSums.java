@@ -8,6 +8,7 @@ import java.util.List;
 import java.util.function.Predicate;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.fitting.ActivationStatistics;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;

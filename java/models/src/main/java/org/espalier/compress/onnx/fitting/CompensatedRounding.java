@@ -1,4 +1,4 @@
-package org.espalier.compress.onnx;
+package org.espalier.compress.onnx.fitting;
 
 import java.util.Arrays;
 import java.util.Comparator;
@@ -15,7 +15,7 @@ import java.util.stream.IntStream;
  * <p>An instance holds the factors of one H and serves all matrices that the same activation feeds. Immutable
  * and safe for several threads.
  */
-final class CompensatedRounding {
+public final class CompensatedRounding {
   /** The factor by which damping grows where it is not enough. */
   private static final double MORE_DAMPING = 10;
 
@@ -40,9 +40,10 @@ final class CompensatedRounding {
   /**
    * Factors the second moments of an activation.
    *
-   * @param moments lower triangle of H as {@link MomentBlock#of} takes it; finite
+   * @param moments lower triangle of H, row i holding the entries from the first of its block to (i, i), so that a row of
+   *     one entry starts a block; finite
    */
-  CompensatedRounding(double[][] moments) {
+  public CompensatedRounding(double[][] moments) {
     blocks = MomentBlock.of(moments).stream().map(CompensatedRounding::block).toList();
   }
 
@@ -241,7 +242,7 @@ final class CompensatedRounding {
    * @param qmax largest integer; the smallest is −qmax
    * @return integers [K, N], row-major
    */
-  byte[] round(float[] weights, float[] scales, int qmax) {
+  public byte[] round(float[] weights, float[] scales, int qmax) {
     return round(weights, scales.length, scales, weights.length / scales.length, -qmax, qmax);
   }
 
@@ -254,7 +255,7 @@ final class CompensatedRounding {
    * @param least smallest integer
    * @param largest largest integer
    */
-  byte[] round(float[] weights, int n, float[] scales, int rows, int least, int largest) {
+  public byte[] round(float[] weights, int n, float[] scales, int rows, int least, int largest) {
     byte[] result = new byte[weights.length];
     Grid grid = new Grid(n, scales, rows, least, largest);
     IntStream.range(0, (n + COLUMNS - 1) / COLUMNS)

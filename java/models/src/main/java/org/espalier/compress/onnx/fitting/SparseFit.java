@@ -1,4 +1,4 @@
-package org.espalier.compress.onnx;
+package org.espalier.compress.onnx.fitting;
 
 import java.util.Arrays;
 import java.util.List;
@@ -17,7 +17,7 @@ import java.util.stream.IntStream;
  * diagonal, rows of different blocks do not know of each other. Immutable and safe for several threads; results do
  * not depend on their number.
  */
-final class SparseFit {
+public final class SparseFit {
   private static final int STEPS = 4;
 
   /** So many outputs are solved for together at most, of many inputs as many as make up so many numbers. */
@@ -42,9 +42,10 @@ final class SparseFit {
   private final float[] inverse;
 
   /**
-   * @param lower lower triangle of H as {@link MomentBlock#of} takes it; finite
+   * @param lower lower triangle of H, row i holding the entries from the first of its block to (i, i), so that a row of
+   *     one entry starts a block; finite
    */
-  SparseFit(double[][] lower) {
+  public SparseFit(double[][] lower) {
     int n = lower.length;
     moments = new float[n][];
     size = new float[n];
@@ -78,7 +79,7 @@ final class SparseFit {
    * @param goal how many weights of an output are pruned in a group afterwards, given the size of the group and
    *     how many are already
    */
-  void prune(float[] weights, boolean[] kept, int[][] groups, IntBinaryOperator goal) {
+  public void prune(float[] weights, boolean[] kept, int[][] groups, IntBinaryOperator goal) {
     int outputs = weights.length / moments.length;
     int together = Math.max(1, Math.min(Math.min(TOGETHER, outputs), NUMBERS / moments.length));
     try (MomentProduct product = new MomentProduct(moments, together)) {

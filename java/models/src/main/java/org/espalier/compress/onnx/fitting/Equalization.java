@@ -1,4 +1,4 @@
-package org.espalier.compress.onnx;
+package org.espalier.compress.onnx.fitting;
 
 import java.util.Arrays;
 import java.util.List;
@@ -28,7 +28,7 @@ import java.util.stream.IntStream;
  * @param noiseAfter the same with s
  * @param signal the variance of a row of all products, taking the channels as independent
  */
-record Equalization(
+public record Equalization(
     float[] shift, float[] scale, double noiseBefore, double noiseAfter, double signal) {
 
   private static final double COMPENSATED_SHARE = 0.3;
@@ -42,22 +42,24 @@ record Equalization(
   private static final double SMALLEST_SCALE = 0.2;
 
   /** The same shift without the scale. */
-  Equalization withoutScale() {
+  public Equalization withoutScale() {
     float[] ones = new float[scale.length];
     Arrays.fill(ones, 1);
     return new Equalization(shift, ones, noiseBefore, noiseBefore, signal);
   }
 
   /** The noise that the scale takes away, as a share of the signal. */
-  double gain() {
+  public double gain() {
     return signal > 0 ? (noiseBefore - noiseAfter) / signal : 0;
   }
 
-  boolean isShifted() {
+  /** Whether a channel has another shift than 0. */
+  public boolean isShifted() {
     return hasOtherThan(shift, 0);
   }
 
-  boolean isScaled() {
+  /** Whether a channel has another scale than 1. */
+  public boolean isScaled() {
     return hasOtherThan(scale, 1);
   }
 
@@ -78,7 +80,7 @@ record Equalization(
    * @param shifted whether a shift is wanted: the middle of a channel's range, mean over examples
    * @param qmax largest integer of the weights
    */
-  static Equalization search(
+  public static Equalization search(
       ActivationStatistics x, List<float[]> weights, boolean shifted, int qmax) {
     return new Search(x, weights, shifted, qmax).run();
   }

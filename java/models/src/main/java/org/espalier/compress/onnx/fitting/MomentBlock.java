@@ -1,4 +1,4 @@
-package org.espalier.compress.onnx;
+package org.espalier.compress.onnx.fitting;
 
 import java.util.ArrayList;
 import java.util.Arrays;

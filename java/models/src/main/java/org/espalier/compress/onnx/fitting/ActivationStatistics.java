@@ -1,19 +1,15 @@
-package org.espalier.compress.onnx;
+package org.espalier.compress.onnx.fitting;
 
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collection;
 import java.util.Comparator;
-import java.util.LinkedHashMap;
 import java.util.List;
-import java.util.Map;
 import java.util.Optional;
-import java.util.function.BiFunction;
 import java.util.function.ToLongFunction;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
-import org.espalier.format.onnx.OnnxModel;
 
 /**
  * What calibration keeps of one activation x [rows, channels]: the range of each channel in each example,
@@ -21,7 +17,7 @@ import org.espalier.format.onnx.OnnxModel;
  * channels keep blocks on the diagonal. Sums run in a fixed order, so that equal examples give equal
  * statistics whatever the number of threads. Not safe for several threads.
  */
-final class ActivationStatistics {
+public final class ActivationStatistics {
   /**
    * The most channels that are seen together. A matrix of twice as many takes four times the memory and eight
    * times the time to factor: the 25,088 inputs of a classifier behind convolutions would take hours.
@@ -61,14 +57,15 @@ final class ActivationStatistics {
   private int pending;
   private long rows;
 
-  ActivationStatistics(String name, int channels) {
+  /** Of an activation whose channels are all seen together, as far as there are not too many. */
+  public ActivationStatistics(String name, int channels) {
     this(name, channels, channels);
   }
 
   /**
    * @param group channels of different groups of so many are not seen together
    */
-  ActivationStatistics(String name, int channels, int group) {
+  public ActivationStatistics(String name, int channels, int group) {
     this.name = name;
     this.channels = channels;
     sums = new double[channels];
@@ -86,12 +83,12 @@ final class ActivationStatistics {
    *
    * @param channels its channels
    */
-  static long bytes(int channels) {
+  public static long bytes(int channels) {
     return bytes(channels, channels);
   }
 
   /** The same for one whose groups of channels are not seen together. */
-  static long bytes(int channels, int group) {
+  public static long bytes(int channels, int group) {
     return 4L * channels * together(channels, group) + 4L * BLOCK * channels;
   }
 
@@ -102,7 +99,7 @@ final class ActivationStatistics {
    * @param bytes those of a member
    * @return parts of at least one member, in the order of the list
    */
-  static <T> List<List<T>> parts(List<T> list, ToLongFunction<T> bytes) {
+  public static <T> List<List<T>> parts(List<T> list, ToLongFunction<T> bytes) {
     long limit = Math.max(64L << 20, Runtime.getRuntime().maxMemory() / 4);
     List<List<T>> parts = new ArrayList<>();
     long sum = 0;
@@ -119,31 +116,9 @@ final class ActivationStatistics {
   }
 
   /**
-   * Sees activations of a model on examples.
-   *
-   * @param channels of each activation, by its name
-   * @param rows makes rows of channels of the values of an activation with that name
-   * @throws InputException when an activation is not finite or never seen, naming it
-   */
-  static Map<String, ActivationStatistics> collect(
-      OnnxModel model,
-      Map<String, Integer> channels,
-      ActivationSource source,
-      BiFunction<String, FloatBuffer, FloatBuffer> rows) {
-    Map<String, ActivationStatistics> statistics = new LinkedHashMap<>();
-    channels.forEach((name, n) -> statistics.put(name, new ActivationStatistics(name, n)));
-    source.run(
-        model,
-        statistics.keySet(),
-        (name, shape, values) -> statistics.get(name).add(rows.apply(name, values)));
-    statistics.values().forEach(ActivationStatistics::checkSeen);
-    return statistics;
-  }
-
-  /**
    * @throws InputException where no example was added, naming the activation
    */
-  void checkSeen() {
+  public void checkSeen() {
     if (examples() == 0) {
       throw new InputException("calibration of " + name + " needs at least one example");
     }
@@ -168,7 +143,7 @@ final class ActivationStatistics {
    *
    * @throws InputException when the values are no whole rows, or one is NaN or infinite
    */
-  void add(FloatBuffer values) {
+  public void add(FloatBuffer values) {
     int n = values.remaining() / channels;
     if (n * channels != values.remaining()) {
       throw new InputException(
@@ -265,7 +240,7 @@ final class ActivationStatistics {
     return maxima.get(example);
   }
 
-  double mean(int channel) {
+  public double mean(int channel) {
     return sums[channel] / rows;
   }
 
@@ -280,7 +255,7 @@ final class ActivationStatistics {
    *
    * @return lower triangle, row i holding the entries from the first channel of its block to (i, i)
    */
-  double[][] moments(float[] shift, float[] scale, boolean centred) {
+  public double[][] moments(float[] shift, float[] scale, boolean centred) {
     finish();
     double[] zero = new double[channels];
     boolean[] still = new boolean[channels];
@@ -310,7 +285,7 @@ final class ActivationStatistics {
    * The same of x itself, for what is solved for by them: of each block they are drawn towards equal and independent
    * channels as far as {@link #shrinkage} says of so many rows.
    */
-  double[][] moments(boolean centred) {
+  public double[][] moments(boolean centred) {
     float[] ones = new float[channels];
     Arrays.fill(ones, 1);
     double[][] result = moments(new float[channels], ones, centred);
@@ -336,7 +311,7 @@ final class ActivationStatistics {
   }
 
   /** Of what rows were so few that {@link #moments(boolean)} gave little of what they say; in a line, where there are any. */
-  static Optional<String> few(Collection<ActivationStatistics> all) {
+  public static Optional<String> few(Collection<ActivationStatistics> all) {
     List<ActivationStatistics> few = all.stream().filter(ActivationStatistics::sawFew).toList();
     return few.stream()
         .min(Comparator.comparingDouble(x -> (double) x.rows / x.channels))

@@ -1,4 +1,4 @@
-package org.espalier.compress.onnx;
+package org.espalier.compress.onnx.fitting;
 
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -12,7 +12,7 @@ import java.util.stream.IntStream;
  * (Hassibi and Stork 1993) on rows of weights in place of single ones. What a channel of several numbers loses is what
  * they lose one after the other. Not safe for several threads.
  */
-final class ChannelElimination {
+public final class ChannelElimination {
   /** Share of the mean of H's diagonal that is added to it: fewer rows than channels stay solvable. */
   private static final double DAMPING = 0.01;
 
@@ -199,7 +199,7 @@ final class ChannelElimination {
   private final boolean[] left;
   private int count;
 
-  ChannelElimination(int size) {
+  public ChannelElimination(int size) {
     this.size = size;
     count = size;
     left = new boolean[size];
@@ -214,7 +214,7 @@ final class ChannelElimination {
    * @param rows what each number is multiplied with; afterwards, of the channels that stay, what is right then
    * @param group how many numbers a channel is, one after the other
    */
-  void add(double[][] moments, double[][] rows, int group) {
+  public void add(double[][] moments, double[][] rows, int group) {
     sums.add(new Sum(moments, rows, group));
   }
 
@@ -224,7 +224,7 @@ final class ChannelElimination {
    * @param wanted how many stay, at most as many as the last time
    * @return the channels that stay, ascending
    */
-  int[] keep(int wanted) {
+  public int[] keep(int wanted) {
     for (; count > wanted; count--) {
       int least = -1;
       double cost = Double.POSITIVE_INFINITY;
