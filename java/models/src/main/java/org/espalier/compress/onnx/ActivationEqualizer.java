@@ -11,6 +11,7 @@ import java.util.Set;
 import org.espalier.compress.onnx.ProductSite.Product;
 import org.espalier.compress.onnx.fitting.ActivationStatistics;
 import org.espalier.compress.onnx.fitting.Equalization;
+import org.espalier.format.onnx.ConstantVector;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.slf4j.Logger;

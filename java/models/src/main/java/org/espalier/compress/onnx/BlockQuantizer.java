@@ -24,6 +24,7 @@ import org.espalier.compress.onnx.fitting.ActivationStatistics;
 import org.espalier.compress.onnx.fitting.CompensatedRounding;
 import org.espalier.format.Quantity;
 import org.espalier.format.onnx.Attributes;
+import org.espalier.format.onnx.ConstantVector;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.InnerGraphs;
 import org.espalier.format.onnx.OnnxInitializer;

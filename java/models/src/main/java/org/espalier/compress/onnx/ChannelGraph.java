@@ -46,7 +46,7 @@ final class ChannelGraph {
   private boolean isProduct(OnnxWeight weight, Use use, NodeProto n) {
     OnnxInitializer w = model.constant(weight.value());
     boolean alone = use.path().stream().allMatch(v -> consumers(v).size() == 1 && !isOutput(v));
-    if (!alone || !Nodes.isFloat(w.type()) || use.input() != 1 || w.elements() == 0) {
+    if (!alone || !w.isFloat() || use.input() != 1 || w.elements() == 0) {
       return false;
     }
     return switch (use.kind()) {
@@ -101,7 +101,7 @@ final class ChannelGraph {
     FusedAttention attention = FusedAttention.of(n, shapes);
     String weight = attention == null ? null : attention.weight();
     OnnxInitializer c = weight == null ? null : model.constant(weight);
-    return c != null && Nodes.isFloat(c.type()) && c.dims().length == 2
+    return c != null && c.isFloat() && c.dims().length == 2
         ? Math.toIntExact(c.dims()[1] / 3) // of queries, keys and values
         : 0;
   }

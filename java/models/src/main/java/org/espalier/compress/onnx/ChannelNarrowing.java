@@ -17,6 +17,7 @@ import org.espalier.compress.onnx.HiddenChannels.Bounds;
 import org.espalier.compress.onnx.HiddenChannels.Count;
 import org.espalier.compress.onnx.HiddenChannels.Reader;
 import org.espalier.compress.onnx.HiddenChannels.Slice;
+import org.espalier.format.onnx.ConstantVector;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 

@@ -18,6 +18,7 @@ import org.espalier.compress.onnx.HiddenChannels.Cache;
 import org.espalier.compress.onnx.HiddenChannels.Reader;
 import org.espalier.compress.onnx.HiddenChannels.Slice;
 import org.espalier.format.onnx.Attributes;
+import org.espalier.format.onnx.ConstantVector;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -151,7 +152,7 @@ final class ChannelWalk {
                 n ->
                     COUNTING.contains(n.getOpType())
                         ? isCounted(n.getOutput(0))
-                        : Nodes.is(n, "Shape")
+                        : OnnxModel.isOwn(n) && n.getOpType().equals("Shape")
                             || RESHAPING.contains(n.getOpType())
                                 && n.getInput(1).equals(number)
                                 && where.reshapes().counts().stream()
@@ -309,7 +310,7 @@ final class ChannelWalk {
   /** A product or operator that reads the channels. */
   private void read(NodeProto n, String value, ChannelPlace place) {
     boolean joins =
-        Nodes.JOINING.contains(n.getOpType())
+        Elementwise.JOINING.contains(n.getOpType())
             || Set.of("Concat", "MatMul", "TensorScatter").contains(n.getOpType());
     if (n.getOutputCount() > 0 && isFused(n)) {
       fusedOperator(n, value, place);
@@ -375,7 +376,9 @@ final class ChannelWalk {
     }
     for (NodeProto reader : graph.consumers(n.getOutput(0))) {
       long[] axes =
-          Nodes.is(reader, "Gather") && reader.getInput(0).equals(n.getOutput(0))
+          OnnxModel.isOwn(reader)
+                  && reader.getOpType().equals("Gather")
+                  && reader.getInput(0).equals(n.getOutput(0))
               ? shapes.numbers().of(reader.getInput(1))
               : null;
       if (axes == null) {
@@ -448,10 +451,10 @@ final class ChannelWalk {
             Attributes.find(n, "auto_pad") != null
                 || Attributes.find(n, "pads") != null
                     && Attributes.find(n, "pads").getIntsList().stream().anyMatch(p -> p != 0);
-        return c != null && Nodes.isFloat(c.type()) && !padded ? n.getOutput(0) : null;
+        return c != null && c.isFloat() && !padded ? n.getOutput(0) : null;
       }
       default -> {
-        return ProductSite.biasAdd(model, n.getOutput(0), (int) columns, graph.consumers());
+        return ConstantVector.biasAdd(model, n.getOutput(0), (int) columns, graph.consumers());
       }
     }
   }
@@ -463,13 +466,13 @@ final class ChannelWalk {
     if (!type.equals("Split")
         && n.getOutputList().stream().filter(o -> !o.isEmpty()).count() != 1) {
       fits = false;
-    } else if (Nodes.UNARY.contains(type)
+    } else if (Elementwise.UNARY.contains(type)
         || SPATIAL.contains(type) && where.isImage(n.getOutput(0), place)) {
       add(first, place);
       for (int i = 1; i < n.getInputCount(); i++) {
         fits &= isNumber(n.getInput(i)); // a Dropout's ratio
       }
-    } else if (Nodes.JOINING.contains(type)) {
+    } else if (Elementwise.JOINING.contains(type)) {
       for (int i = 0; i < n.getInputCount(); i++) {
         operand(n, i, place);
       }
@@ -546,14 +549,14 @@ final class ChannelWalk {
       return;
     }
     int at = c.dims().length - place.axis();
-    fits &= Nodes.isFloat(c.type()) && c.dims()[at] == place.length(size);
+    fits &= c.isFloat() && c.dims()[at] == place.length(size);
     slices.add(new Slice(n.getOutput(0), input, value, at, place.layout()));
   }
 
   /** A constant with one entry a channel, whatever has them. */
   private void parameter(NodeProto n, int input) {
     OnnxInitializer c = model.constant(n.getInput(input));
-    fits &= c != null && Nodes.isFloat(c.type()) && c.dims().length == 1 && c.elements() == size;
+    fits &= c != null && c.isFloat() && c.dims().length == 1 && c.elements() == size;
     slices.add(new Slice(n.getOutput(0), input, n.getInput(input), 0, ONE));
   }
 }

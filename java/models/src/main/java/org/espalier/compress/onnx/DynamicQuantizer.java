@@ -18,6 +18,7 @@ import org.espalier.compress.onnx.ProductSite.Product;
 import org.espalier.compress.onnx.fitting.CompensatedRounding;
 import org.espalier.compress.onnx.fitting.Equalization;
 import org.espalier.format.onnx.Attributes;
+import org.espalier.format.onnx.ConstantVector;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.InnerGraphs;
 import org.espalier.format.onnx.OnnxInitializer;

@@ -5,47 +5,12 @@ import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.List;
 import java.util.Map;
-import java.util.Set;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
 /** Short forms of the nodes that the rewriting of graphs needs. */
 final class Nodes {
-  /** Operators of one input and output that treat each number for itself. */
-  static final Set<String> UNARY =
-      Set.of(
-          "Abs",
-          "Celu",
-          "Dropout",
-          "Elu",
-          "Erf",
-          "Exp",
-          "Gelu",
-          "HardSigmoid",
-          "HardSwish",
-          "Identity",
-          "IsNaN",
-          "LeakyRelu",
-          "Log",
-          "Mish",
-          "Neg",
-          "Reciprocal",
-          "Relu",
-          "Selu",
-          "Sigmoid",
-          "Softplus",
-          "Softsign",
-          "Sqrt",
-          "Swish",
-          "Tanh",
-          "ThresholdedRelu");
-
-  /** Operators that join their operands number by number. */
-  static final Set<String> JOINING =
-      Set.of(
-          "Add", "Clip", "Div", "Max", "Mean", "Min", "Mul", "PRelu", "Pow", "Sub", "Sum", "Where");
-
   private Nodes() {}
 
   /** A node that reads values by other names; its graphs keep theirs. */

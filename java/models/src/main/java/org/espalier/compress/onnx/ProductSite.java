@@ -9,6 +9,7 @@ import java.util.Map;
 import java.util.function.Predicate;
 import java.util.stream.Stream;
 import org.espalier.InputException;
+import org.espalier.format.onnx.ConstantVector;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -171,7 +172,7 @@ final class ProductSite {
         int columns = Math.toIntExact(dims[use.outputAxis()]);
         String activation = producers.get(use.node()).getInput(0);
         boolean inner = !outer.containsKey(use.node());
-        String bias = inner ? null : biasAdd(model, use.node(), columns, consumers);
+        String bias = inner ? null : ConstantVector.biasAdd(model, use.node(), columns, consumers);
         sites
             .computeIfAbsent(
                 inner ? use.node() : activation, a -> new ProductSite(activation, rows, inner))
@@ -238,17 +239,6 @@ final class ProductSite {
         return Nodes.onlyFloat(producers.get(use.node()));
       }
     }
-  }
-
-  /** The output of the node that alone reads a product and adds a constant vector to it; null where none does. */
-  static String biasAdd(
-      OnnxModel model, String product, int columns, Map<String, List<NodeProto>> consumers) {
-    List<NodeProto> readers = consumers.getOrDefault(product, List.of());
-    if (readers.size() != 1 || isOutput(model, product)) {
-      return null;
-    }
-    NodeProto add = readers.get(0);
-    return ConstantVector.input(model, add, columns) >= 0 ? add.getOutput(0) : null;
   }
 
   static boolean isOutput(OnnxModel model, String value) {

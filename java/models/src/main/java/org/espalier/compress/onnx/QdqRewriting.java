@@ -14,6 +14,7 @@ import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ProductFitting.Rounded;
 import org.espalier.format.onnx.Attributes;
+import org.espalier.format.onnx.ConstantVector;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight.Kind;

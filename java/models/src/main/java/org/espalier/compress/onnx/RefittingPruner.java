@@ -22,6 +22,7 @@ import org.espalier.InputException;
 import org.espalier.compress.onnx.fitting.ActivationStatistics;
 import org.espalier.compress.onnx.fitting.SparseFit;
 import org.espalier.format.NearNames;
+import org.espalier.format.onnx.ConstantVector;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;

@@ -5,6 +5,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.function.Function;
+import org.espalier.format.onnx.ConstantVector;
 import org.espalier.format.onnx.OnnxModel;
 
 /**

@@ -172,8 +172,12 @@ final class ValueNumbers {
 
   /** Whether a node makes a shape of another one, with ones in place of what is open there. */
   static boolean isOnesForOpen(Map<String, NodeProto> producers, NodeProto n) {
-    NodeProto open = Nodes.is(n, "Where") ? producers.get(n.getInput(0)) : null;
-    return open != null && Nodes.is(open, "Equal") && open.getInputList().contains(n.getInput(2));
+    NodeProto open =
+        OnnxModel.isOwn(n) && n.getOpType().equals("Where") ? producers.get(n.getInput(0)) : null;
+    return open != null
+        && OnnxModel.isOwn(open)
+        && open.getOpType().equals("Equal")
+        && open.getInputList().contains(n.getInput(2));
   }
 
   /** The numbers of a shape with ones in place of what is open; null if a node makes something else. */

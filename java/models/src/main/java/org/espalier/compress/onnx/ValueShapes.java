@@ -159,9 +159,9 @@ final class ValueShapes {
     String output = n.getOutput(0);
     long[] first = of(n.getInput(0));
     long[] shape = null;
-    if (Nodes.UNARY.contains(type) || SAME.contains(type)) {
+    if (Elementwise.UNARY.contains(type) || SAME.contains(type)) {
       shape = first;
-    } else if (Nodes.JOINING.contains(type) || BROADCAST.contains(type)) {
+    } else if (Elementwise.JOINING.contains(type) || BROADCAST.contains(type)) {
       shape = new long[0];
       for (String input : n.getInputList()) {
         shape = shape == null || input.isEmpty() ? shape : broadcast(shape, of(input));

@@ -10,6 +10,7 @@ import java.util.stream.IntStream;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.fitting.ActivationStatistics;
 import org.espalier.format.onnx.Attributes;
+import org.espalier.format.onnx.ConstantVector;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeight.Kind;
@@ -137,7 +138,7 @@ final class WeightedSums {
   private String bias(OnnxModel model, Use use, Predicate<String> vectors) {
     String output =
         use.kind() == Kind.MATMUL
-            ? ProductSite.biasAdd(model, use.node(), outputs, model.consumers())
+            ? ConstantVector.biasAdd(model, use.node(), outputs, model.consumers())
             : use.node();
     if (output == null) {
       return null;

@@ -142,6 +142,11 @@ public final class OnnxInitializer {
     return type;
   }
 
+  /** Whether its numbers are float32, float16 or bfloat16. */
+  public boolean isFloat() {
+    return type == DataType.FLOAT || type == DataType.FLOAT16 || type == DataType.BFLOAT16;
+  }
+
   /** The dimensions, in a copy. */
   public long[] dims() {
     return dims.clone();

@@ -1,19 +1,19 @@
-package org.espalier.compress.onnx;
+package org.espalier.format.onnx;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
 import java.nio.FloatBuffer;
-import org.espalier.format.onnx.OnnxInitializer;
-import org.espalier.format.onnx.OnnxModel;
+import java.util.List;
+import java.util.Map;
 
 /**
  * The constant vector that a node adds along the last axis of its output: the second operand of an Add
  * (a bias, or the end of a LayerNorm that was exported in parts) or the bias of a LayerNormalization.
  */
-final class ConstantVector {
+public final class ConstantVector {
   private ConstantVector() {}
 
   /** Which input of {@code n} is such a vector of {@code width} values; −1 if none is. */
-  static int input(OnnxModel model, NodeProto n, int width) {
+  public static int input(OnnxModel model, NodeProto n, int width) {
     if (n == null) {
       return -1;
     }
@@ -30,18 +30,30 @@ final class ConstantVector {
   }
 
   /** Whether a value is a constant of {@code width} floats along one axis. */
-  static boolean isVector(OnnxModel model, String value, int width) {
+  public static boolean isVector(OnnxModel model, String value, int width) {
     OnnxInitializer c = model.constant(value);
-    return c != null && Nodes.isFloat(c.type()) && c.dims().length == 1 && c.elements() == width;
+    return c != null && c.isFloat() && c.dims().length == 1 && c.elements() == width;
+  }
+
+  /** The output of the node that alone reads a product of so many columns and adds such a vector to it; null where none does. */
+  public static String biasAdd(
+      OnnxModel model, String product, int columns, Map<String, List<NodeProto>> consumers) {
+    List<NodeProto> readers = consumers.getOrDefault(product, List.of());
+    if (readers.size() != 1 || model.outputNames().contains(product)) {
+      return null;
+    }
+    NodeProto add = readers.get(0);
+    return input(model, add, columns) >= 0 ? add.getOutput(0) : null;
   }
 
   /** The node with {@code change} added to its vector, in a new initializer. */
-  static NodeProto changed(OnnxModel model, OnnxModel.Names names, NodeProto n, double[] change) {
+  public static NodeProto changed(
+      OnnxModel model, OnnxModel.Names names, NodeProto n, double[] change) {
     return changed(model, names, n, input(model, n, change.length), change);
   }
 
   /** The same for the vector of that input, which may be the bias of a convolution or Gemm. */
-  static NodeProto changed(
+  public static NodeProto changed(
       OnnxModel model, OnnxModel.Names names, NodeProto n, int input, double[] change) {
     String old = n.getInput(input);
     String vector = names.unique(old + "_fitted");
@@ -50,7 +62,7 @@ final class ConstantVector {
   }
 
   /** What a constant vector is with a change added to it. */
-  static OnnxInitializer sum(OnnxModel model, String vector, double[] change) {
+  public static OnnxInitializer sum(OnnxModel model, String vector, double[] change) {
     OnnxInitializer constant = model.constant(vector);
     FloatBuffer values = constant.floats();
     float[] sum = new float[change.length];
