@@ -15,6 +15,8 @@ import java.nio.FloatBuffer;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import org.espalier.compress.onnx.channels.ChannelSearch;
+import org.espalier.compress.onnx.channels.HiddenChannels;
 import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;

@@ -3,11 +3,11 @@ package org.espalier.compress.onnx;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 
 /** How far what a model answers is from what it should. */
-final class OutputErrors {
+public final class OutputErrors {
   private OutputErrors() {}
 
   /** Relative error of the outputs in the 2-norm. */
-  static double error(float[] expected, float[] actual) {
+  public static double error(float[] expected, float[] actual) {
     assertEquals(expected.length, actual.length);
     double difference = 0;
     double norm = 0;

@@ -16,7 +16,7 @@ import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxModel;
 
 /** Small models in ONNX Runtime: inputs, runs, and fixed ranges of what they see. */
-final class RuntimeRuns {
+public final class RuntimeRuns {
   private static final OrtEnvironment ENVIRONMENT = OrtEnvironment.getEnvironment();
 
   private RuntimeRuns() {}
@@ -26,7 +26,7 @@ final class RuntimeRuns {
   }
 
   /** Numbers of a standard normal distribution. */
-  static OnnxTensor normal(Random random, long... dims) throws OrtException {
+  public static OnnxTensor normal(Random random, long... dims) throws OrtException {
     float[] values = new float[(int) Arrays.stream(dims).reduce(1, (a, b) -> a * b)];
     for (int i = 0; i < values.length; i++) {
       values[i] = (float) random.nextGaussian();

@@ -7,8 +7,10 @@ import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
-import org.espalier.compress.onnx.HiddenChannels.Reader;
-import org.espalier.compress.onnx.HiddenChannels.Slice;
+import org.espalier.compress.onnx.channels.FusedAttention;
+import org.espalier.compress.onnx.channels.HiddenChannels;
+import org.espalier.compress.onnx.channels.HiddenChannels.Reader;
+import org.espalier.compress.onnx.channels.HiddenChannels.Slice;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 

@@ -13,6 +13,7 @@ import java.util.Map;
 import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ProductFitting.Rounded;
+import org.espalier.compress.onnx.channels.ValueShapes;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.ConstantVector;
 import org.espalier.format.onnx.OnnxInitializer;

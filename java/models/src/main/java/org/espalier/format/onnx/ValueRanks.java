@@ -11,7 +11,7 @@ import java.util.Set;
 /**
  * The number of axes of values, as far as it is known: of constants, of values whose type the graph gives, and of what
  * operators make of these without changing it. It serves the check of a graph that was read, branches and bodies
- * included, and believes what the graph says. Rewriting goes by {@code org.espalier.compress.onnx.ValueShapes}, which
+ * included, and believes what the graph says. Rewriting goes by {@code org.espalier.compress.onnx.channels.ValueShapes}, which
  * does not.
  */
 final class ValueRanks {

@@ -1,11 +1,11 @@
-package org.espalier.compress.onnx;
+package org.espalier.compress.onnx.channels;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
-import org.espalier.compress.onnx.HiddenChannels.Count;
+import org.espalier.compress.onnx.channels.HiddenChannels.Count;
 import org.espalier.format.onnx.OnnxModel;
 
 /**

@@ -1,4 +1,4 @@
-package org.espalier.compress.onnx;
+package org.espalier.compress.onnx.channels;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.ArrayDeque;
@@ -7,7 +7,7 @@ import java.util.Deque;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Set;
-import org.espalier.compress.onnx.HiddenChannels.Cache;
+import org.espalier.compress.onnx.channels.HiddenChannels.Cache;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight.Kind;
 import org.espalier.format.onnx.OnnxWeight.Use;
@@ -17,7 +17,7 @@ import org.espalier.format.onnx.OnnxWeight.Use;
  * numbers of the product a channel is shows on the way, where a Reshape or Split divides them; then the walk begins
  * anew.
  */
-final class ChannelSearch {
+public final class ChannelSearch {
   private final ChannelGraph graph;
   private final boolean withCaches;
   private final Set<String> seen = new HashSet<>();
@@ -26,13 +26,13 @@ final class ChannelSearch {
   /**
    * @param withCaches whether the keys and values of earlier tokens that the model takes and gives may have fewer heads
    */
-  ChannelSearch(OnnxModel model, boolean withCaches) {
+  public ChannelSearch(OnnxModel model, boolean withCaches) {
     this.graph = new ChannelGraph(model);
     this.withCaches = withCaches;
   }
 
   /** The hidden channels of the model in graph order; those of a set of weights are found once. */
-  List<HiddenChannels> all() {
+  public List<HiddenChannels> all() {
     List<HiddenChannels> found = new ArrayList<>();
     for (NodeProto n : graph.model.nodes()) {
       if (n.getOutputCount() > 0 && !seen.contains(n.getOutput(0)) && graph.numbers(n) > 0) {
@@ -82,7 +82,7 @@ final class ChannelSearch {
   }
 
   /** After {@link #all}: of how many attentions heads could go if keys and values of earlier tokens had fewer. */
-  int kept() {
+  public int kept() {
     return kept.size();
   }
 }

@@ -1,4 +1,4 @@
-package org.espalier.compress.onnx;
+package org.espalier.compress.onnx.channels;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
@@ -24,7 +24,7 @@ import org.espalier.format.onnx.OnnxModel;
  * <p>A length or number that is not known is one that {@link #isKnown} denies; where two of them are equal, so are the
  * lengths.
  */
-final class ValueShapes {
+public final class ValueShapes {
   /** Whole numbers of models are above this one; below are those that are not known. */
   private static final long UNKNOWN = Long.MIN_VALUE / 2;
 
@@ -54,14 +54,15 @@ final class ValueShapes {
 
   private final ValueNumbers numbers;
 
-  ValueShapes(OnnxModel model) {
+  /** Of a model whose inputs may be of other lengths than their names say. */
+  public ValueShapes(OnnxModel model) {
     this(model, false);
   }
 
   /**
    * @param named whether lengths of inputs that have one name are one length, as the model says
    */
-  ValueShapes(OnnxModel model, boolean named) {
+  public ValueShapes(OnnxModel model, boolean named) {
     this.model = model;
     Map<String, Long> lengths = new HashMap<>();
     numbers = new ValueNumbers(model, this);
@@ -107,7 +108,7 @@ final class ValueShapes {
   }
 
   /** Whether a length or number is a known one. */
-  static boolean isKnown(long number) {
+  public static boolean isKnown(long number) {
     return number > UNKNOWN;
   }
 
@@ -117,7 +118,7 @@ final class ValueShapes {
   }
 
   /** The lengths of a value's axes; null where their number is not known. */
-  long[] of(String value) {
+  public long[] of(String value) {
     long[] shape = shapes.get(value);
     OnnxInitializer c = shape == null ? model.constant(value) : null;
     return c == null ? shape : c.dims();

@@ -1,4 +1,4 @@
-package org.espalier.compress.onnx;
+package org.espalier.compress.onnx.channels;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -26,9 +26,13 @@ import java.util.Set;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import org.espalier.compress.Progress;
+import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.compress.onnx.ChannelPruner.Allocation;
 import org.espalier.compress.onnx.ChannelPruner.Caches;
 import org.espalier.compress.onnx.ChannelPruner.Narrowed;
+import org.espalier.compress.onnx.OutputError;
+import org.espalier.compress.onnx.OutputErrors;
 import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.GroupedDecoder;
 import org.espalier.format.onnx.GroupedDecoder.Form;

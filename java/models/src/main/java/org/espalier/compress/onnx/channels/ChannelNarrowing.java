@@ -1,4 +1,4 @@
-package org.espalier.compress.onnx;
+package org.espalier.compress.onnx.channels;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
@@ -13,16 +13,16 @@ import java.util.Map;
 import java.util.Set;
 import java.util.stream.Collectors;
 import org.espalier.InputException;
-import org.espalier.compress.onnx.HiddenChannels.Bounds;
-import org.espalier.compress.onnx.HiddenChannels.Count;
-import org.espalier.compress.onnx.HiddenChannels.Reader;
-import org.espalier.compress.onnx.HiddenChannels.Slice;
+import org.espalier.compress.onnx.channels.HiddenChannels.Bounds;
+import org.espalier.compress.onnx.channels.HiddenChannels.Count;
+import org.espalier.compress.onnx.channels.HiddenChannels.Reader;
+import org.espalier.compress.onnx.channels.HiddenChannels.Slice;
 import org.espalier.format.onnx.ConstantVector;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
 /** Makes one set of hidden channels of a model smaller. */
-final class ChannelNarrowing {
+public final class ChannelNarrowing {
   private final OnnxModel model;
   private final HiddenChannels set;
   private final OnnxModel.Names names;
@@ -34,7 +34,7 @@ final class ChannelNarrowing {
   /**
    * @param set of the model as it is now
    */
-  ChannelNarrowing(OnnxModel model, HiddenChannels set) {
+  public ChannelNarrowing(OnnxModel model, HiddenChannels set) {
     this.model = model;
     this.set = set;
     names = model.names();
@@ -47,7 +47,7 @@ final class ChannelNarrowing {
    * @param fit of the set, to the model with the weights that it has now
    * @throws InputException if a weight is not finite
    */
-  void apply(ChannelFit fit, int keep) {
+  public void apply(ChannelFit fit, int keep) {
     int[] kept = fit.keep(keep);
     for (int i = 0; i < set.readers().size(); i++) {
       Reader reader = set.readers().get(i);
@@ -64,7 +64,7 @@ final class ChannelNarrowing {
   }
 
   /** What is read by an input of a node in place of what was, by the output of the node. */
-  Map<String, Map<Integer, String>> inputs() {
+  public Map<String, Map<Integer, String>> inputs() {
     return inputs;
   }
 

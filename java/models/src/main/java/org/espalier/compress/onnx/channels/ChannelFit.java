@@ -1,4 +1,4 @@
-package org.espalier.compress.onnx;
+package org.espalier.compress.onnx.channels;
 
 import java.nio.FloatBuffer;
 import java.util.ArrayList;
@@ -7,8 +7,8 @@ import java.util.List;
 import java.util.Map;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
-import org.espalier.compress.onnx.HiddenChannels.Reader;
-import org.espalier.compress.onnx.HiddenChannels.Slice;
+import org.espalier.compress.onnx.channels.HiddenChannels.Reader;
+import org.espalier.compress.onnx.channels.HiddenChannels.Slice;
 import org.espalier.compress.onnx.fitting.ActivationStatistics;
 import org.espalier.compress.onnx.fitting.ChannelElimination;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -17,7 +17,7 @@ import org.espalier.format.onnx.OnnxModel;
 /**
  * Which channels of a set go, and what the products that read the others become. Not safe for several threads.
  */
-final class ChannelFit {
+public final class ChannelFit {
   /**
    * A product that reads the channels.
    *
@@ -64,7 +64,8 @@ final class ChannelFit {
    * @param statistics of what the products read, by the name of the value; empty to go by magnitude
    * @throws InputException if a weight is not finite
    */
-  ChannelFit(OnnxModel model, HiddenChannels set, Map<String, ActivationStatistics> statistics) {
+  public ChannelFit(
+      OnnxModel model, HiddenChannels set, Map<String, ActivationStatistics> statistics) {
     boolean seen = !statistics.isEmpty();
     // What both reads and makes them has a bias that is to be cut too.
     boolean biased =
@@ -176,7 +177,7 @@ final class ChannelFit {
    *
    * @return the channels that stay, ascending
    */
-  int[] keep(int count) {
+  public int[] keep(int count) {
     return elimination.keep(count);
   }
 

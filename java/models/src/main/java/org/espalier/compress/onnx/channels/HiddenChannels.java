@@ -1,4 +1,4 @@
-package org.espalier.compress.onnx;
+package org.espalier.compress.onnx.channels;
 
 import java.util.List;
 import java.util.Map;
@@ -26,7 +26,7 @@ import java.util.stream.IntStream;
  * @param inner the outputs of the products of two values that have them, such as queries and keys
  * @param values the values of the graph that have them
  */
-record HiddenChannels(
+public record HiddenChannels(
     String name,
     int size,
     List<String> weights,
@@ -50,7 +50,7 @@ record HiddenChannels(
    * @param layout which entries of the axis a channel has: one, the pixels of an image that was made flat, or the
    *     numbers of a head
    */
-  record Slice(String node, int input, String constant, int axis, ChannelLayout layout) {
+  public record Slice(String node, int input, String constant, int axis, ChannelLayout layout) {
     private Slice renamed(Map<String, Map<Integer, String>> inputs) {
       String now = inputs.getOrDefault(node, Map.of()).getOrDefault(input, constant);
       return new Slice(node, input, now, axis, layout);
@@ -66,7 +66,7 @@ record HiddenChannels(
    * @param index which of them it is
    * @param each how many numbers a channel counts for
    */
-  record Count(String node, int part, List<Long> numbers, int index, int each) {}
+  public record Count(String node, int part, List<Long> numbers, int index, int each) {}
 
   /**
    * Numbers along the axis of the channels that a Split or Slice is told.
@@ -76,7 +76,7 @@ record HiddenChannels(
    * @param each for how many each channel counts, of each number
    * @param rest what there is to that
    */
-  record Bounds(String node, int input, List<Integer> each, List<Integer> rest) {
+  public record Bounds(String node, int input, List<Integer> each, List<Integer> rest) {
     long[] of(int channels) {
       return IntStream.range(0, each.size())
           .mapToLong(i -> (long) channels * each.get(i) + rest.get(i))
@@ -90,7 +90,7 @@ record HiddenChannels(
    * @param node the output of the node
    * @param each how many a channel counts for
    */
-  record Attribute(String node, String name, int each) {}
+  public record Attribute(String node, String name, int each) {}
 
   /**
    * An input or output of the model with an axis of the channels.
@@ -98,7 +98,7 @@ record HiddenChannels(
    * @param axis counted from the end, 1 for the last
    * @param each how many numbers of the axis a channel has
    */
-  record Cache(String value, int axis, int each) {}
+  public record Cache(String value, int axis, int each) {}
 
   /**
    * A product that sums over the channels.
@@ -111,21 +111,21 @@ record HiddenChannels(
    *     to the same effect everywhere
    * @param image whether the channels are the second axis of the activation; else they are the last
    */
-  record Reader(
+  public record Reader(
       String activation, String node, String weight, Slice slice, String bias, boolean image) {
     /** How many numbers of the activation a channel is: of an image each pixel is a row. */
-    int group() {
+    public int group() {
       return image ? 1 : slice.layout().each();
     }
 
     /** Whether the activation has a channel's numbers in several places. */
-    boolean isScattered() {
+    public boolean isScattered() {
       return !image && slice.layout().repeat() > 1;
     }
   }
 
   /** How many numbers a channel is: 1, of a head several. */
-  int numbers() {
+  public int numbers() {
     return readers.stream().mapToInt(Reader::group).max().orElse(1);
   }
 
@@ -134,7 +134,7 @@ record HiddenChannels(
    *
    * @param inputs what an input of a node is now, by the output of the node
    */
-  HiddenChannels renamed(Map<String, Map<Integer, String>> inputs) {
+  public HiddenChannels renamed(Map<String, Map<Integer, String>> inputs) {
     return new HiddenChannels(
         name,
         size,

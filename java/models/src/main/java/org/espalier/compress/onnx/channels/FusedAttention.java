@@ -1,4 +1,4 @@
-package org.espalier.compress.onnx;
+package org.espalier.compress.onnx.channels;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.ArrayList;
@@ -6,7 +6,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
-import org.espalier.compress.onnx.HiddenChannels.Attribute;
+import org.espalier.compress.onnx.channels.HiddenChannels.Attribute;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -19,7 +19,7 @@ import org.espalier.format.onnx.OnnxModel;
  * @param apart whether heads have an axis of their own, [n, heads, steps, numbers]; else queries, keys and values are
  *     rows of the numbers of all heads
  */
-record FusedAttention(NodeProto node, Kind kind, int heads, int groups, boolean apart) {
+public record FusedAttention(NodeProto node, Kind kind, int heads, int groups, boolean apart) {
   /**
    * The operators, each with the inputs that it has beyond queries, keys and values.
    *
@@ -75,7 +75,7 @@ record FusedAttention(NodeProto node, Kind kind, int heads, int groups, boolean 
   private static final int VALUES = 2;
 
   /** Whether a node is an attention. */
-  static boolean is(NodeProto n) {
+  public static boolean is(NodeProto n) {
     return kind(n) != null;
   }
 

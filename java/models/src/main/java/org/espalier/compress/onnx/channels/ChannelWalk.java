@@ -1,4 +1,4 @@
-package org.espalier.compress.onnx;
+package org.espalier.compress.onnx.channels;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorShapeProto;
@@ -13,10 +13,10 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
-import org.espalier.compress.onnx.HiddenChannels.Attribute;
-import org.espalier.compress.onnx.HiddenChannels.Cache;
-import org.espalier.compress.onnx.HiddenChannels.Reader;
-import org.espalier.compress.onnx.HiddenChannels.Slice;
+import org.espalier.compress.onnx.channels.HiddenChannels.Attribute;
+import org.espalier.compress.onnx.channels.HiddenChannels.Cache;
+import org.espalier.compress.onnx.channels.HiddenChannels.Reader;
+import org.espalier.compress.onnx.channels.HiddenChannels.Slice;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.ConstantVector;
 import org.espalier.format.onnx.OnnxInitializer;

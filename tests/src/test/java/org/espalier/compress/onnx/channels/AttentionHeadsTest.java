@@ -1,4 +1,4 @@
-package org.espalier.compress.onnx;
+package org.espalier.compress.onnx.channels;
 
 import static org.espalier.compress.onnx.RuntimeRuns.normal;
 import static org.espalier.format.onnx.SmallModels.attribute;
@@ -30,8 +30,10 @@ import java.util.Set;
 import java.util.TreeSet;
 import org.espalier.InputException;
 import org.espalier.compress.Progress;
+import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.compress.onnx.ChannelPruner.Allocation;
 import org.espalier.compress.onnx.ChannelPruner.Narrowed;
+import org.espalier.compress.onnx.OutputError;
 import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;

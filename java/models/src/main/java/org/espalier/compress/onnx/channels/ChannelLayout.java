@@ -1,4 +1,4 @@
-package org.espalier.compress.onnx;
+package org.espalier.compress.onnx.channels;
 
 import java.util.Arrays;
 
@@ -13,7 +13,7 @@ import java.util.Arrays;
  * @param part how many numbers a channel has each of these times
  * @param rest how many numbers at the end are no channel's
  */
-record ChannelLayout(int repeat, int block, int times, int part, int rest) {
+public record ChannelLayout(int repeat, int block, int times, int part, int rest) {
   ChannelLayout(int repeat, int block) {
     this(repeat, block, 0, 0, 0);
   }
@@ -65,7 +65,7 @@ record ChannelLayout(int repeat, int block, int times, int part, int rest) {
    * @param size how many channels there are
    * @param group how many numbers of a channel are counted; those that it has beyond come in equal shares
    */
-  int[] numbers(int size, int group) {
+  public int[] numbers(int size, int group) {
     int share = each() / group;
     int[] numbers = new int[Math.toIntExact(length(size))];
     Arrays.fill(numbers, -1);
