@@ -2,6 +2,7 @@ package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
+import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
@@ -11,6 +12,7 @@ import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.Deque;
+import java.util.EnumSet;
 import java.util.HashMap;
 import java.util.HashSet;
 import java.util.LinkedHashMap;
@@ -33,6 +35,7 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeight.Use;
 import org.espalier.format.onnx.OnnxWeights;
+import org.espalier.format.onnx.PastInput;
 import org.espalier.format.onnx.SpelledOut;
 import org.espalier.format.onnx.SpelledOut.LayerNorm;
 import org.espalier.format.onnx.ValueTypes;
@@ -43,11 +46,12 @@ import org.espalier.format.onnx.ValueTypes;
  *
  * <ul>
  *   <li>operators that have no float16, and those that count, draw or take coordinates;
- *   <li>sums of squares, and what is made of them up to their root;
+ *   <li>sums, with the division that makes a mean of one; squares that are summed, and what is made of them up to their root;
+ *   <li>numbers that were integers, such as positions, lengths and words, up to the first weight;
  *   <li>angles, and numbers that become integers, with all that they are computed from, back to the next weight;
- *   <li>operands that float16 does not hold: one number below 2⁻¹⁴, and what has numbers above 65,504; constants that
+ *   <li>operands that float16 does not hold: all below 2⁻¹⁴, or some above 65,504; constants that
  *       stand for −∞ become −8,000 unless calibration tells that this changes an output;
- *   <li>values that calibration sees come near to the ends of float16, and what takes them.
+ *   <li>inputs and values that calibration sees come near to the ends of float16, and what takes them.
  * </ul>
  *
  * <p>Use: construct, {@link #calibrate}, {@link #apply}. ONNX Runtime's layer norm takes the place of one that is spelled out: it
@@ -65,6 +69,9 @@ public final class Float16Converter {
 
   /** What takes their place: the exponential of it is 0, and two of them may be added. */
   private static final float MASKED = -8e3f;
+
+  /** The types of positions, lengths and words. */
+  private static final Set<DataType> INTEGERS = EnumSet.of(DataType.INT32, DataType.INT64);
 
   /** A mask of other numbers may change outputs by so much of their norm. */
   private static final double SAME = 1e-4;
@@ -86,6 +93,7 @@ public final class Float16Converter {
           "CumSum",
           "DFT",
           "Det",
+          "DynamicQuantizeLinear",
           "GlobalLpPool",
           "GridSample",
           "HammingWindow",
@@ -99,6 +107,7 @@ public final class Float16Converter {
           "MelWeightMatrix",
           "Multinomial",
           "NonMaxSuppression",
+          "QuantizeLinear",
           "RandomNormal",
           "RandomNormalLike",
           "RandomUniform",
@@ -107,22 +116,38 @@ public final class Float16Converter {
           "ReduceL2",
           "ReduceLogSum",
           "ReduceLogSumExp",
+          "ReduceSum",
           "ReduceSumSquare",
           "RoiAlign",
           "STFT",
           "TfIdfVectorizer");
+
+  /** Operators that can give the mean that they subtract, of float32 whatever they take. */
+  private static final Set<String> GIVE_MEANS =
+      Set.of(
+          "LayerNormalization",
+          "SimplifiedLayerNormalization",
+          "SkipLayerNormalization",
+          "SkipSimplifiedLayerNormalization");
 
   /** Operators whose operands are exact where what they give is an integer or an angle. */
   private static final Set<String> ANGLES = Set.of("Cos", "Sin", "Tan");
 
   /** What is made of a sum of squares up to its root. */
   private static final Set<String> UP_TO_ROOT =
-      Set.of("Add", "Clip", "Div", "Max", "Mul", "Reciprocal", "Sqrt");
+      Set.of("Add", "Clip", "Div", "Max", "Mul", "Pow", "Reciprocal", "Sqrt");
+
+  /** Where that ends. */
+  private static final Set<String> ROOTS = Set.of("Pow", "Reciprocal", "Sqrt");
 
   private final OnnxModel model;
   private final OneUse use;
   private final ValueTypes types;
   private final Map<String, NodeProto> producers;
+
+  /** The nodes of all graphs by what they read; what a graph gives is read by the node that holds it. */
+  private final Map<String, List<NodeProto>> readers = new HashMap<>();
+
   private final List<OnnxWeight> weights;
   private final Map<String, String> skipped = new LinkedHashMap<>();
 
@@ -144,15 +169,14 @@ public final class Float16Converter {
     requireFloat(model);
     this.model = model;
     this.use = new OneUse(model, "was converted");
-    model.setNodes(model.nodes().stream().map(Float16Converter::ofTensors).toList());
+    model.setNodes(model.nodes().stream().map(this::ofTensors).toList());
     BatchNormFolding.apply(model);
     joinLayerNorms();
     types = ValueTypes.of(model);
     producers = model.allProducers();
-    weights =
-        OnnxWeights.of(model).stream()
-            .filter(w -> model.constant(w.value()).type() == DataType.FLOAT)
-            .toList();
+    model.allNodes().forEach(this::addReader);
+    List<OnnxWeight> all = OnnxWeights.of(model);
+    weights = all.stream().filter(w -> model.constant(w.value()).type() == DataType.FLOAT).toList();
     for (OnnxWeight w : weights) {
       if (!include.test(w)) {
         skipped.put(w.name(), "it is not chosen");
@@ -160,7 +184,9 @@ public final class Float16Converter {
       }
     }
     Set<String> weighted = new HashSet<>();
-    weights.forEach(w -> w.uses().forEach(u -> weighted.add(u.node())));
+    all.forEach(w -> w.uses().forEach(u -> weighted.add(u.node())));
+    Set<String> learned = learned(weighted);
+    stayWithIntegers(learned);
     for (NodeProto n : model.allNodes()) {
       if (cannotChange(n)) {
         stay(n);
@@ -168,18 +194,16 @@ public final class Float16Converter {
       if (isSquare(n)) {
         stayUpToRoot(n);
       }
+      if (Nodes.is(n, "ReduceSum")) {
+        readers(key(n)).stream()
+            .filter(r -> Nodes.is(r, "Div") && r.getInput(0).equals(key(n)))
+            .forEach(this::stay);
+      }
       if (isExact(n)) {
-        stayBackToWeights(n, weighted);
+        stayBackToWeights(n, weighted, learned);
       }
     }
-    model.initializers().forEach(i -> findMask(i.name(), i));
-    for (NodeProto n : model.allNodes()) {
-      if (Nodes.is(n, "Constant")) {
-        findMask(key(n), model.constant(key(n)));
-      } else if (Nodes.is(n, "ConstantOfShape") && n.getAttributeCount() > 0) {
-        findMask(key(n), OnnxInitializer.ofMessage(n.getAttribute(0).getT()));
-      }
-    }
+    findUnheld();
     boolean any =
         model.allNodes().stream()
             .filter(n -> !stays(n))
@@ -209,18 +233,18 @@ public final class Float16Converter {
     progress = listener;
   }
 
-  /** A node whose constants, and those inside it, are tensors where they are numbers. */
-  private static NodeProto ofTensors(NodeProto n) {
-    AttributeProto a = Nodes.is(n, "Constant") ? n.getAttribute(0) : null;
-    if (a != null && (a.getName().equals("value_float") || a.getName().equals("value_floats"))) {
-      boolean one = a.getName().equals("value_float");
-      float[] values = new float[one ? 1 : a.getFloatsCount()];
-      for (int i = 0; i < values.length; i++) {
-        values[i] = one ? a.getF() : a.getFloats(i);
-      }
-      long[] dims = one ? new long[0] : new long[] {values.length};
-      OnnxInitializer tensor = OnnxInitializer.floats(n.getOutput(0), dims, values);
+  /** A node whose constants, and those inside it, are tensors where they are numbers, and where they are one that is cast. */
+  private NodeProto ofTensors(NodeProto n) {
+    OnnxInitializer tensor =
+        switch (OnnxModel.isOwn(n) ? n.getOpType() : "") {
+          case "Constant" -> ofNumbers(n);
+          case "Cast" -> ofOneCast(n);
+          default -> null;
+        };
+    if (tensor != null) {
       return n.toBuilder()
+          .setOpType("Constant")
+          .clearInput()
           .clearAttribute()
           .addAttribute(
               AttributeProto.newBuilder()
@@ -234,8 +258,93 @@ public final class Float16Converter {
         g ->
             g.toBuilder()
                 .clearNode()
-                .addAllNode(g.getNodeList().stream().map(Float16Converter::ofTensors).toList())
+                .addAllNode(g.getNodeList().stream().map(this::ofTensors).toList())
                 .build());
+  }
+
+  /** The tensor of a Constant that tells its numbers without one; null for others. */
+  private static OnnxInitializer ofNumbers(NodeProto n) {
+    AttributeProto one = Attributes.find(n, "value_float");
+    AttributeProto many = Attributes.find(n, "value_floats");
+    if (one != null) {
+      return OnnxInitializer.floats(n.getOutput(0), new long[0], one.getF());
+    } else if (many == null) {
+      return null;
+    }
+    float[] values = new float[many.getFloatsCount()];
+    for (int i = 0; i < values.length; i++) {
+      values[i] = many.getFloats(i);
+    }
+    return OnnxInitializer.floats(n.getOutput(0), new long[] {values.length}, values);
+  }
+
+  /** What a Cast makes of a constant of float64 or int64 that is one number; null for other Casts. */
+  private OnnxInitializer ofOneCast(NodeProto n) {
+    OnnxInitializer c = model.constant(n.getInput(0));
+    if (c == null || c.elements() != 1 || Attributes.integer(n, "to", 0) != DataType.FLOAT_VALUE) {
+      return null;
+    }
+    return switch (c.type()) {
+      case DOUBLE ->
+          OnnxInitializer.floats(n.getOutput(0), c.dims(), (float) c.data().getDouble(0));
+      case INT64 -> OnnxInitializer.floats(n.getOutput(0), c.dims(), c.data().getLong(0));
+      default -> null;
+    };
+  }
+
+  private void addReader(NodeProto n) {
+    Set<String> read = new HashSet<>(n.getInputList());
+    for (GraphProto g : InnerGraphs.of(n)) {
+      g.getOutputList().forEach(v -> read.add(v.getName()));
+    }
+    read.remove("");
+    read.forEach(v -> readers.computeIfAbsent(v, k -> new ArrayList<>()).add(n));
+  }
+
+  private List<NodeProto> readers(String value) {
+    return readers.getOrDefault(value, List.of());
+  }
+
+  /**
+   * The values that are computed with weights, or may be: what is not ONNX's own and what holds a graph may have some.
+   *
+   * @param weighted the nodes that do
+   */
+  private Set<String> learned(Set<String> weighted) {
+    Set<String> learned = new HashSet<>();
+    model.inputs().stream()
+        .map(ValueInfoProto::getName)
+        .filter(PastInput::isOne)
+        .forEach(learned::add);
+    for (NodeProto n : model.allNodes()) {
+      List<GraphProto> inner = InnerGraphs.of(n);
+      inner.forEach(g -> g.getInputList().forEach(v -> learned.add(v.getName())));
+      boolean ofShape = Nodes.is(n, "Shape") || Nodes.is(n, "Size");
+      if (!inner.isEmpty()
+          || !OnnxModel.isOwn(n)
+          || weighted.contains(key(n))
+          || !ofShape && n.getInputList().stream().anyMatch(learned::contains)) {
+        learned.addAll(n.getOutputList());
+      }
+    }
+    learned.remove("");
+    return learned;
+  }
+
+  /** Numbers that were integers stay as exact as those, with what is made of them, until weights come in. */
+  private void stayWithIntegers(Set<String> learned) {
+    Set<String> made = new HashSet<>();
+    for (NodeProto n : model.allNodes()) {
+      boolean begins =
+          isFloat(key(n))
+              && (Nodes.is(n, "Range")
+                  || Nodes.is(n, "Cast") && INTEGERS.contains(types.of(n.getInput(0))));
+      if ((begins || n.getInputList().stream().anyMatch(made::contains))
+          && !learned.contains(key(n))) {
+        stay(n);
+        n.getOutputList().stream().filter(this::isFloat).forEach(made::add);
+      }
+    }
   }
 
   /** Makes layer norms that are spelled out one operator each, which is ONNX Runtime's in sets before 17. */
@@ -277,6 +386,14 @@ public final class Float16Converter {
   /** Whether a node has no form of float16, by its operator or by what it takes. */
   private boolean cannotChange(NodeProto n) {
     boolean own = OnnxModel.isOwn(n);
+    boolean givesMean =
+        GIVE_MEANS.contains(n.getOpType())
+            && n.getOutputList().stream().skip(1).limit(2).anyMatch(v -> !v.isEmpty());
+    AttributeProto reduction = Attributes.find(n, "reduction");
+    boolean sums =
+        n.getOpType().startsWith("Scatter")
+            && reduction != null
+            && !reduction.getS().toStringUtf8().equals("none");
     boolean unknown =
         n.getInputList().stream().anyMatch(v -> !v.isEmpty() && types.of(v) == null)
             || n.getOutputList().stream().anyMatch(v -> !v.isEmpty() && types.of(v) == null);
@@ -289,26 +406,21 @@ public final class Float16Converter {
                         .anyMatch(
                             g.getInputList().stream().map(ValueInfoProto::getName).toList()
                                 ::contains));
-    return unknown || fedAndGiven || own && STAY.contains(n.getOpType()) || takesTooSmall(n);
+    return unknown
+        || fedAndGiven
+        || givesMean
+        || sums
+        || !ValueTypes.isKnown(n)
+        || own && STAY.contains(n.getOpType())
+        || hasTinyVariance(n);
   }
 
-  /** Whether an operand is one number that float16 does not hold well, or has numbers that it does not hold. */
-  private boolean takesTooSmall(NodeProto n) {
-    for (String input : n.getInputList()) {
-      OnnxInitializer c = isFloat(input) ? model.constant(input) : null;
-      if (c != null && c.elements() == 1 && isTiny(c.floats().get(0))) {
-        return true;
-      }
+  private boolean hasTinyVariance(NodeProto n) {
+    if (!Nodes.is(n, "BatchNormalization")) {
+      return false;
     }
-    if (Nodes.is(n, "BatchNormalization")) {
-      OnnxInitializer variance = model.constant(n.getInput(4));
-      return variance == null || least(variance.floats()) < SMALLEST;
-    }
-    return false;
-  }
-
-  private static boolean isTiny(float value) {
-    return value != 0 && Math.abs(value) < SMALLEST;
+    OnnxInitializer variance = model.constant(n.getInput(4));
+    return variance == null || least(variance.floats()) < SMALLEST;
   }
 
   private static float least(FloatBuffer values) {
@@ -319,40 +431,60 @@ public final class Float16Converter {
     return least;
   }
 
-  /** Notes a value with constants that float16 does not hold: a mask where all of these stand for −∞. */
-  private void findMask(String value, OnnxInitializer c) {
-    if (c == null || c.type() != DataType.FLOAT || isBound(value)) {
+  /** Looks for numbers that float16 does not hold, in constants of all graphs and what shapes are filled with. */
+  private void findUnheld() {
+    model.initializers().forEach(i -> findUnheld(i.name(), i));
+    for (NodeProto n : model.allNodes()) {
+      AttributeProto filling = Nodes.is(n, "ConstantOfShape") ? Attributes.find(n, "value") : null;
+      if (filling != null) {
+        findUnheld(key(n), OnnxInitializer.ofMessage(filling.getT()));
+      } else if (Nodes.is(n, "Constant")) {
+        findUnheld(key(n), model.constant(key(n)));
+      }
+      for (GraphProto g : InnerGraphs.of(n)) {
+        g.getInitializerList().forEach(t -> findUnheld(t.getName(), model.constant(t.getName())));
+      }
+    }
+  }
+
+  /** Lets what takes such numbers stay, or notes a mask, where all of them stand for −∞. */
+  private void findUnheld(String value, OnnxInitializer c) {
+    if (c == null || c.type() != DataType.FLOAT) {
       return;
     }
+    float most = 0;
     boolean masked = false;
+    boolean beyond = false;
     FloatBuffer values = c.floats();
     for (int i = 0; i < values.limit(); i++) {
       float number = values.get(i);
-      if (number > LARGEST || number < -LARGEST && number > LEAST_NUMBER) {
-        stayWith(value);
-        return;
-      }
+      most = Math.max(most, Math.abs(number));
       masked |= number < -LARGEST;
+      beyond |= number > LARGEST || number < -LARGEST && number > LEAST_NUMBER;
     }
-    if (masked) {
-      masks.add(value);
+    if (most > 0 && most < SMALLEST) {
+      stayWith(value);
+    } else if ((masked || beyond) && !isBound(value)) {
+      if (beyond || model.outputNames().contains(value)) {
+        stayWith(value);
+      } else {
+        masks.add(value);
+      }
     }
   }
 
   /** Whether values are only compared with a constant, which may as well be infinite. */
   private boolean isBound(String value) {
-    return model.allNodes().stream()
-        .filter(n -> n.getInputList().contains(value))
+    return readers(value).stream()
         .allMatch(n -> Nodes.is(n, "Clip") || Nodes.is(n, "Max") || Nodes.is(n, "Min"));
   }
 
-  /** What takes a value stays. */
+  /** What gives a value and what takes it stay. */
   private void stayWith(String value) {
-    for (NodeProto n : model.allNodes()) {
-      if (n.getInputList().contains(value)) {
-        stay(n);
-      }
+    if (producers.containsKey(value)) {
+      stay(producers.get(value));
     }
+    readers(value).forEach(this::stay);
   }
 
   /** Whether a node squares what it takes. */
@@ -365,15 +497,14 @@ public final class Float16Converter {
         || Nodes.is(n, "Pow")
             && exponent != null
             && exponent.elements() == 1
-            && exponent.type() == DataType.FLOAT
-            && exponent.floats().get(0) == 2;
+            && (exponent.type() == DataType.FLOAT && exponent.floats().get(0) == 2
+                || exponent.type() == DataType.INT64 && exponent.data().getLong(0) == 2);
   }
 
   /** Squares that are summed stay, with their sum, and what is made of that. */
   private void stayUpToRoot(NodeProto square) {
-    Map<String, List<NodeProto>> consumers = model.consumers();
     List<NodeProto> sums =
-        consumers.getOrDefault(key(square), List.of()).stream()
+        readers(key(square)).stream()
             .filter(n -> Nodes.is(n, "ReduceMean") || Nodes.is(n, "ReduceSum"))
             .toList();
     if (sums.isEmpty()) {
@@ -384,8 +515,8 @@ public final class Float16Converter {
       NodeProto n = sum;
       while (n != null) {
         stay(n);
-        List<NodeProto> next = consumers.getOrDefault(key(n), List.of());
-        boolean end = Nodes.is(n, "Sqrt") || Nodes.is(n, "Reciprocal") || next.size() != 1;
+        List<NodeProto> next = readers(key(n));
+        boolean end = ROOTS.contains(n.getOpType()) || next.size() != 1;
         n = end || !UP_TO_ROOT.contains(next.get(0).getOpType()) ? null : next.get(0);
       }
     }
@@ -394,7 +525,7 @@ public final class Float16Converter {
   /** Whether a node takes an angle, or makes integers of floats. */
   private boolean isExact(NodeProto n) {
     boolean toIntegers =
-        Nodes.is(n, "Cast")
+        (Nodes.is(n, "Cast") || Nodes.is(n, "CastLike"))
             && isFloat(n.getInput(0))
             && types.of(key(n)) != null
             && !Nodes.isFloat(types.of(key(n)))
@@ -404,7 +535,7 @@ public final class Float16Converter {
   }
 
   /** A node stays with all that it is computed from, back to products with weights. */
-  private void stayBackToWeights(NodeProto last, Set<String> weighted) {
+  private void stayBackToWeights(NodeProto last, Set<String> weighted, Set<String> learned) {
     Deque<NodeProto> open = new ArrayDeque<>(List.of(last));
     Set<String> seen = new HashSet<>();
     while (!open.isEmpty()) {
@@ -414,7 +545,9 @@ public final class Float16Converter {
         NodeProto before = isFloat(value) ? producers.get(value) : null;
         boolean stops =
             before == null
-                || before.getOutputList().stream().anyMatch(weighted::contains)
+                || !OnnxModel.isOwn(before)
+                || weighted.contains(key(before))
+                    && before.getInputList().stream().anyMatch(learned::contains)
                 || Nodes.is(before, "LayerNormalization");
         if (!stops && seen.add(key(before))) {
           open.push(before);
@@ -437,9 +570,10 @@ public final class Float16Converter {
     if (!masks.isEmpty() && !(error.of(seen) <= SAME)) {
       masks.forEach(this::stayWith);
       masks.clear();
-      seen = model;
+      seen = model.copy();
     }
-    List<String> values = new ArrayList<>();
+    Map<String, String> inputs = lookAtInputs(seen);
+    List<String> values = new ArrayList<>(inputs.keySet());
     for (NodeProto n : model.nodes()) {
       if (!Nodes.is(n, "Constant")) {
         n.getOutputList().stream().filter(this::isFloat).forEach(values::add);
@@ -454,14 +588,29 @@ public final class Float16Converter {
           values.subList(from, Math.min(values.size(), from + VALUES)),
           (value, shape, buffer) -> largest.merge(value, largest(buffer), Math::max));
     }
-    Map<String, List<NodeProto>> consumers = model.consumers();
     largest.forEach(
         (value, most) -> {
           if (most > LARGEST / MARGIN || most > 0 && most < MARGIN * SMALLEST) {
-            stay(producers.get(value));
-            consumers.getOrDefault(value, List.of()).forEach(this::stay);
+            stayWith(inputs.getOrDefault(value, value));
           }
         });
+  }
+
+  /** Has a model give its inputs of float32 as values that can be looked at; the inputs by those. */
+  private Map<String, String> lookAtInputs(OnnxModel seen) {
+    OnnxModel.Names names = seen.names();
+    Map<String, String> inputs = new LinkedHashMap<>();
+    List<NodeProto> nodes = new ArrayList<>();
+    for (ValueInfoProto v : seen.inputs()) {
+      if (isFloat(v.getName()) && !PastInput.isOne(v.getName())) {
+        String looked = names.unique(v.getName() + "_seen");
+        inputs.put(looked, v.getName());
+        nodes.add(Nodes.node("Identity", looked, v.getName()).build());
+      }
+    }
+    nodes.addAll(seen.nodes());
+    seen.setNodes(nodes);
+    return inputs;
   }
 
   private static float largest(FloatBuffer values) {
@@ -495,8 +644,13 @@ public final class Float16Converter {
                     .build())
             .toBuilder();
     if (Nodes.is(n, "ConstantOfShape") && masks.contains(key(n))) {
-      AttributeProto.Builder value = b.getAttributeBuilder(0);
-      value.setT(masked(OnnxInitializer.ofMessage(value.getT())).message());
+      OnnxInitializer filling = OnnxInitializer.ofMessage(Attributes.find(n, "value").getT());
+      b.clearAttribute()
+          .addAttribute(
+              AttributeProto.newBuilder()
+                  .setName("value")
+                  .setType(AttributeType.TENSOR)
+                  .setT(masked(filling).message()));
     }
     return b.build();
   }

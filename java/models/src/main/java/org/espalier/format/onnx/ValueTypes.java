@@ -70,7 +70,14 @@ public final class ValueTypes {
           "MatMulNBits",
           "MultiHeadAttention",
           "QuickGelu",
-          "RotaryEmbedding",
+          "RotaryEmbedding");
+
+  /** Others of ONNX Runtime whose outputs' types are known. */
+  private static final Set<String> OTHER_RUNTIMES =
+      Set.of(
+          "DequantizeLinear",
+          "EmbedLayerNormalization",
+          "GatherBlockQuantized",
           "SkipLayerNormalization",
           "SkipSimplifiedLayerNormalization");
 
@@ -92,6 +99,13 @@ public final class ValueTypes {
     model.initializers().forEach(i -> types.put(i.name(), i.type()));
     model.inputs().forEach(types::put);
     return types;
+  }
+
+  /** Whether the types of what a node gives are told by its operator: of ONNX's own, and some of ONNX Runtime's. */
+  public static boolean isKnown(NodeProto n) {
+    return OnnxModel.isOwn(n)
+        || FusedNodes.isRuntimes(n)
+            && (RUNTIMES.contains(n.getOpType()) || OTHER_RUNTIMES.contains(n.getOpType()));
   }
 
   /** The type of a tensor; null where it is not known, and for what is no tensor. */
@@ -184,6 +198,8 @@ public final class ValueTypes {
       case "GatherBlockQuantized" -> alike(input(n, 2));
       case "DequantizeLinear" -> alike(input(n, 1));
       case "EmbedLayerNormalization" -> Arrays.asList(input(n, 2), DataType.INT32, input(n, 2));
+      case "SkipLayerNormalization", "SkipSimplifiedLayerNormalization" ->
+          Arrays.asList(input(n, 0), DataType.FLOAT, DataType.FLOAT, input(n, 0));
       default -> alike(RUNTIMES.contains(n.getOpType()) ? input(n, 0) : null);
     };
   }
