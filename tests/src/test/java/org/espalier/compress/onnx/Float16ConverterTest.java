@@ -514,26 +514,28 @@ class Float16ConverterTest {
     assertEquals(Set.of(DataType.FLOAT16), Set.copyOf(converted.types("If")));
   }
 
-  /** A body is fed and gives float16; one with a value of no known type stays whole. */
+  /** A body is fed and gives float16, whether it says its types or not; one that gives what has no known type stays whole. */
   @ParameterizedTest
-  @ValueSource(booleans = {false, true})
-  void bodiesAreConverted(boolean sequences) {
+  @ValueSource(strings = {"typed", "untyped", "sequences inside", "a sequence's end"})
+  void bodiesAreConverted(String how) {
+    boolean typed = how.equals("typed") || how.equals("sequences inside");
+    boolean ends = how.equals("a sequence's end");
     GraphProto.Builder body =
         GraphProto.newBuilder()
             .setName("body")
             .addInput(value("i", DataType.INT64))
             .addInput(value("on", DataType.BOOL))
-            .addInput(value("before", DataType.FLOAT, -1, WIDTH))
+            .addInput(typed ? value("before", DataType.FLOAT, -1, WIDTH) : untyped("before"))
             .addNode(line("go Identity on"))
             .addNode(line("p MatMul before w"));
-    if (sequences) {
+    if (how.contains("sequence")) {
       body.addNode(line("list SequenceConstruct p")).addNode(line("q SequenceAt list i"));
     } else {
       body.addNode(line("q Tanh p"));
     }
     body.addNode(line("after Add q h"))
         .addOutput(value("go", DataType.BOOL))
-        .addOutput(value("after", DataType.FLOAT, -1, WIDTH));
+        .addOutput(typed ? value("after", DataType.FLOAT, -1, WIDTH) : untyped("after"));
     NodeProto.Builder loop = line("z Loop trips always h").toBuilder();
     loop.addAttribute(
         AttributeProto.newBuilder().setName("body").setType(AttributeType.GRAPH).setG(body));
@@ -546,10 +548,15 @@ class Float16ConverterTest {
                     SmallModels.tensor("always", DataType.BOOL, ByteBuffer.wrap(new byte[] {1})))
                 .addNode(line("h MatMul x w"))
                 .addNode(loop)
-                .addNode(line("y MatMul z w")));
+                .addNode(line("y MatMul z w"))
+                .addOutput(value("z", DataType.FLOAT, -1, WIDTH)));
     Converted converted = Converted.of(proto, vectors(WIDTH), true);
     assertTrue(converted.error < 0.01, "error " + converted.error);
-    assertEquals(List.of(DataType.FLOAT16), converted.types("Loop"));
+    assertEquals(List.of(ends ? DataType.FLOAT : DataType.FLOAT16), converted.types("Loop"));
+  }
+
+  private static ValueInfoProto untyped(String name) {
+    return ValueInfoProto.newBuilder().setName(name).build();
   }
 
   @Test

@@ -23,6 +23,7 @@ import java.util.Objects;
 import java.util.Set;
 import java.util.TreeSet;
 import java.util.function.Predicate;
+import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.compress.Progress.Phase;
@@ -395,8 +396,13 @@ public final class Float16Converter {
             && reduction != null
             && !reduction.getS().toStringUtf8().equals("none");
     boolean unknown =
-        n.getInputList().stream().anyMatch(v -> !v.isEmpty() && types.of(v) == null)
-            || n.getOutputList().stream().anyMatch(v -> !v.isEmpty() && types.of(v) == null);
+        Stream.of(
+                n.getInputList().stream(),
+                n.getOutputList().stream(),
+                InnerGraphs.of(n).stream()
+                    .flatMap(g -> g.getOutputList().stream().map(ValueInfoProto::getName)))
+            .flatMap(values -> values)
+            .anyMatch(v -> !v.isEmpty() && types.of(v) == null);
     boolean fedAndGiven =
         InnerGraphs.of(n).stream()
             .anyMatch(

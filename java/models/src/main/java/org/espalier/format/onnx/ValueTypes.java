@@ -88,8 +88,8 @@ public final class ValueTypes {
   /** The types of all values of a model. */
   public static ValueTypes of(OnnxModel model) {
     ValueTypes types = ofGiven(model);
+    types.believe(model.outputs());
     model.nodes().forEach(types::follow);
-    model.outputs().stream().filter(v -> types.of(v.getName()) == null).forEach(types::put);
     return types;
   }
 
@@ -114,7 +114,7 @@ public final class ValueTypes {
   }
 
   private void put(String value, DataType type) {
-    if (type != null && !value.isEmpty()) {
+    if (type != null && type != DataType.UNDEFINED && !value.isEmpty()) {
       types.put(value, type);
     }
   }
@@ -126,6 +126,11 @@ public final class ValueTypes {
     }
   }
 
+  /** Takes the types that a graph says of what it gives, until the nodes that make it tell others. */
+  private void believe(List<ValueInfoProto> outputs) {
+    outputs.stream().filter(v -> of(v.getName()) == null).forEach(this::put);
+  }
+
   private DataType input(NodeProto n, int i) {
     return i < n.getInputCount() ? types.get(n.getInput(i)) : null;
   }
@@ -135,11 +140,27 @@ public final class ValueTypes {
     for (GraphProto g : InnerGraphs.of(n)) {
       g.getInitializerList().forEach(t -> put(t.getName(), DataType.forNumber(t.getDataType())));
       g.getInputList().forEach(this::put);
+      feed(n, g);
+      believe(g.getOutputList());
       g.getNodeList().forEach(this::follow);
     }
     List<DataType> made = made(n);
     for (int i = 0; i < n.getOutputCount(); i++) {
       put(n.getOutput(i), made.get(Math.min(i, made.size() - 1)));
+    }
+  }
+
+  /** What the body of a Loop or Scan is fed has the types of what its node reads, which bodies need not say. */
+  private void feed(NodeProto n, GraphProto body) {
+    boolean loop = n.getOpType().equals("Loop");
+    // The first set's Scan reads how long its sequences are besides.
+    int more = Math.max(0, n.getInputCount() - body.getInputCount());
+    for (int i = 0; i < body.getInputCount(); i++) {
+      DataType fed = input(n, i + more);
+      if (loop && i < 2) {
+        fed = i == 0 ? DataType.INT64 : DataType.BOOL; // which round it is, and whether it goes on
+      }
+      put(body.getInput(i).getName(), fed);
     }
   }
 
@@ -204,15 +225,9 @@ public final class ValueTypes {
     };
   }
 
-  /**
-   * What the first graph of a node gives from an output on, as others of the node do: where nodes do not say it, what the
-   * graph says.
-   */
+  /** What the first graph of a node gives from an output on, as others of the node do. */
   private List<DataType> ofGraph(NodeProto n, int from) {
     List<DataType> made = new ArrayList<>();
-    for (GraphProto g : InnerGraphs.of(n)) {
-      g.getOutputList().stream().filter(v -> of(v.getName()) == null).forEach(this::put);
-    }
     InnerGraphs.of(n).get(0).getOutputList().stream()
         .skip(from)
         .forEach(v -> made.add(of(v.getName())));
