@@ -11,6 +11,7 @@ import static org.espalier.format.onnx.SmallModels.text;
 import static org.espalier.format.onnx.SmallModels.value;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -606,6 +607,21 @@ class Float16ConverterTest {
         assertThrows(InputException.class, () -> new Float16Converter(int8, w -> true))
             .getMessage();
     assertTrue(integer.contains("is int8 already, with"), integer);
+  }
+
+  @ParameterizedTest
+  @ValueSource(strings = {"If", "Loop", "Scan"})
+  void nodesWithoutTheirGraphsHaveNoKnownType(String operator) {
+    ModelProto proto =
+        graph(
+            13,
+            GraphProto.newBuilder()
+                .addNode(line("y MatMul x w"))
+                .addNode(line("z " + operator + " x")));
+    OnnxModel model = OnnxModel.of(proto, "model");
+    assertNull(ValueTypes.of(model).of("z"));
+    new Float16Converter(model, w -> true).apply();
+    assertEquals(DataType.FLOAT16, model.initializer("w").type());
   }
 
   /** Weights of 4 bits stay as they are, with scales and activations of float16. */

@@ -228,7 +228,9 @@ public final class ValueTypes {
   /** What the first graph of a node gives from an output on, as others of the node do. */
   private List<DataType> ofGraph(NodeProto n, int from) {
     List<DataType> made = new ArrayList<>();
-    InnerGraphs.of(n).get(0).getOutputList().stream()
+    InnerGraphs.of(n).stream()
+        .limit(1)
+        .flatMap(g -> g.getOutputList().stream())
         .skip(from)
         .forEach(v -> made.add(of(v.getName())));
     return made.isEmpty() ? alike(null) : made;
