@@ -248,6 +248,13 @@ class Float16ConverterTest {
         .addNode(line("angle MatMul frequencies places"))
         .addNode(line("sine Sin angle"))
         .addNode(line("y MatMul h sine"));
+    g = all.computeIfAbsent("integers that weights take", k -> begun());
+    g.addInitializer(int64s("counts", 4097, 1, 1, 1, 1, 1, 1, 1))
+        .addInitializer(number("half", 0.5f))
+        .addNode(line("real Cast counts", attribute("to", DataType.FLOAT_VALUE)))
+        .addNode(line("less Mul real half"))
+        .addNode(line("sum Einsum less w", text("equation", "i,ij->j")))
+        .addNode(line("y Add h sum"));
     g = all.computeIfAbsent("words that are compared", k -> begun());
     g.addInitializer(int64s("words", 4096, 4097, 1, 2, 3, 4, 5, 6))
         .addInitializer(number("padding", 4096))
@@ -322,6 +329,18 @@ class Float16ConverterTest {
       assertTrue(converted.error < 0.01, "calibrated: " + calibrated + ", " + converted.error);
       assertEquals(DataType.FLOAT16, converted.types("MatMul").get(0));
     }
+  }
+
+  /** Biases of keys, which have no gradient, end next to nothing, and may become that. */
+  @Test
+  void tinyBiasesAreConverted() {
+    ModelProto proto =
+        graph(
+            13,
+            begun()
+                .addInitializer(floats("tiny", new Random(9), 1e-9f, WIDTH))
+                .addNode(line("y Add h tiny")));
+    assertEquals(List.of(DataType.FLOAT16), Converted.of(proto, vectors(WIDTH), true).types("Add"));
   }
 
   /** Tables of incomes and the like. */

@@ -50,7 +50,7 @@ import org.espalier.format.onnx.ValueTypes;
  *   <li>sums, with the division that makes a mean of one; squares that are summed, and what is made of them up to their root;
  *   <li>numbers that were integers, such as positions, lengths and words, up to the first weight;
  *   <li>angles, and numbers that become integers, with all that they are computed from, back to the next weight;
- *   <li>operands that float16 does not hold: all below 2⁻¹⁴, or some above 65,504; constants that
+ *   <li>operands that float16 does not hold: single numbers and factors that lie below 2⁻¹⁴, numbers above 65,504; constants that
  *       stand for −∞ become −8,000 unless calibration tells that this changes an output;
  *   <li>inputs and values that calibration sees come near to the ends of float16, and what takes them.
  * </ul>
@@ -186,6 +186,9 @@ public final class Float16Converter {
     }
     Set<String> weighted = new HashSet<>();
     all.forEach(w -> w.uses().forEach(u -> weighted.add(u.node())));
+    model.allNodes().stream()
+        .filter(n -> Nodes.is(n, "Einsum") && n.getInputList().stream().anyMatch(this::isMatrix))
+        .forEach(n -> weighted.add(key(n)));
     Set<String> learned = learned(weighted);
     stayWithIntegers(learned);
     for (NodeProto n : model.allNodes()) {
@@ -291,6 +294,11 @@ public final class Float16Converter {
       case INT64 -> OnnxInitializer.floats(n.getOutput(0), c.dims(), c.data().getLong(0));
       default -> null;
     };
+  }
+
+  private boolean isMatrix(String value) {
+    OnnxInitializer c = model.constant(value);
+    return c != null && c.dims().length >= 2;
   }
 
   private void addReader(NodeProto n) {
@@ -469,7 +477,11 @@ public final class Float16Converter {
       beyond |= number > LARGEST || number < -LARGEST && number > LEAST_NUMBER;
     }
     if (most > 0 && most < SMALLEST) {
-      stayWith(value);
+      if (c.elements() == 1) {
+        stayWith(value);
+      } else {
+        readers(value).stream().filter(n -> isFactor(n, value)).forEach(this::stay);
+      }
     } else if ((masked || beyond) && !isBound(value)) {
       if (beyond || model.outputNames().contains(value)) {
         stayWith(value);
@@ -477,6 +489,13 @@ public final class Float16Converter {
         masks.add(value);
       }
     }
+  }
+
+  /** Whether a node multiplies by a value, whose size then matters: a bias that is next to nothing may become that. */
+  private static boolean isFactor(NodeProto n, String value) {
+    return n.getInputList().stream().limit(2).anyMatch(value::equals)
+        && !Nodes.is(n, "Add")
+        && !Nodes.is(n, "Sub");
   }
 
   /** Whether values are only compared with a constant, which may as well be infinite. */
