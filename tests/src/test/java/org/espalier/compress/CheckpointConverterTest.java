@@ -77,6 +77,18 @@ class CheckpointConverterTest {
     assertTrue(Files.exists(out().resolve("tokenizer.json")));
   }
 
+  @Test
+  void aFolderBehindALinkIsRead() throws IOException {
+    Path input = folder.resolve("in");
+    TestModel.transformer().sharded(input, 2);
+    Path link = Files.createSymbolicLink(folder.resolve("link"), input.getFileName());
+    convert(link, SafetensorsDtype.F16);
+    assertTrue(Files.exists(out().resolve("tokenizer.json")));
+    try (Checkpoint made = Checkpoint.open(out())) {
+      assertEquals(2, made.files().size());
+    }
+  }
+
   /** More than one piece, and a file alone. */
   @Test
   void largeTensorsComeInPieces() {

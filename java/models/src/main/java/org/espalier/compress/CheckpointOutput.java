@@ -185,17 +185,19 @@ final class CheckpointOutput implements AutoCloseable {
     replaced.keySet().forEach(name -> written.add(root.resolve(name)));
     List<Path> others = new ArrayList<>();
     try {
+      Path real = root.toRealPath(); // the folder itself may be a link
       Files.walkFileTree(
-          root,
+          real,
           new SimpleFileVisitor<>() {
             @Override
             public FileVisitResult preVisitDirectory(Path path, BasicFileAttributes attributes) {
-              boolean hidden = !path.equals(root) && path.getFileName().toString().startsWith(".");
+              boolean hidden = !path.equals(real) && path.getFileName().toString().startsWith(".");
               return hidden ? FileVisitResult.SKIP_SUBTREE : FileVisitResult.CONTINUE;
             }
 
             @Override
-            public FileVisitResult visitFile(Path path, BasicFileAttributes attributes) {
+            public FileVisitResult visitFile(Path found, BasicFileAttributes attributes) {
+              Path path = root.resolve(real.relativize(found));
               if (!written.contains(path)) {
                 // Not a folder behind a link, which could lead anywhere, nor a pipe or a device.
                 if (!Files.isRegularFile(path)) {
