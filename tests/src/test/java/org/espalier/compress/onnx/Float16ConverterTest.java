@@ -281,6 +281,8 @@ class Float16ConverterTest {
         .addNode(line("index CastLike middle like"))
         .addNode(line("row Gather table index"))
         .addNode(line("y Add h row"));
+    g = all.computeIfAbsent("a float like another", k -> begun());
+    g.addNode(line("same CastLike h x")).addNode(line("y MatMul same w"));
     g = all.computeIfAbsent("a shape filled with millions", k -> begun());
     g.addInitializer(int64s("shape", 1))
         .addInitializer(number("millionth", 1e-6f))
@@ -629,8 +631,8 @@ class Float16ConverterTest {
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"If", "Loop", "Scan"})
-  void nodesWithoutTheirGraphsHaveNoKnownType(String operator) {
+  @ValueSource(strings = {"If", "Loop", "Scan", "CastLike"})
+  void nodesThatLackWhatTheyNeedHaveNoKnownType(String operator) {
     ModelProto proto =
         graph(
             13,

@@ -170,7 +170,8 @@ public final class Float16Converter {
     requireFloat(model);
     this.model = model;
     this.use = new OneUse(model, "was converted");
-    model.setNodes(model.nodes().stream().map(this::ofTensors).toList());
+    ValueTypes given = ValueTypes.of(model);
+    model.setNodes(model.nodes().stream().map(n -> plain(n, given)).toList());
     BatchNormFolding.apply(model);
     joinLayerNorms();
     types = ValueTypes.of(model);
@@ -237,8 +238,10 @@ public final class Float16Converter {
     progress = listener;
   }
 
-  /** A node whose constants, and those inside it, are tensors where they are numbers, and where they are one that is cast. */
-  private NodeProto ofTensors(NodeProto n) {
+  /** A node as the simplest that it is, with those inside it: a tensor where its numbers are constant, a Cast for a CastLike. */
+  private NodeProto plain(NodeProto node, ValueTypes given) {
+    boolean like = Nodes.is(node, "CastLike") && node.getInputCount() == 2;
+    NodeProto n = like ? cast(node, given.of(node.getInput(1))) : node;
     OnnxInitializer tensor =
         switch (OnnxModel.isOwn(n) ? n.getOpType() : "") {
           case "Constant" -> ofNumbers(n);
@@ -262,8 +265,20 @@ public final class Float16Converter {
         g ->
             g.toBuilder()
                 .clearNode()
-                .addAllNode(g.getNodeList().stream().map(this::ofTensors).toList())
+                .addAllNode(g.getNodeList().stream().map(inner -> plain(inner, given)).toList())
                 .build());
+  }
+
+  /** ONNX Runtime puts Casts around a CastLike of float16 that do not fit; where the type is unknown it is left alone. */
+  private static NodeProto cast(NodeProto like, DataType type) {
+    return type == null
+        ? like
+        : like.toBuilder()
+            .setOpType("Cast")
+            .clearInput()
+            .addInput(like.getInput(0))
+            .addAttribute(Attributes.attribute("to", type.getNumber()))
+            .build();
   }
 
   /** The tensor of a Constant that tells its numbers without one; null for others. */
@@ -550,7 +565,7 @@ public final class Float16Converter {
   /** Whether a node takes an angle, or makes integers of floats. */
   private boolean isExact(NodeProto n) {
     boolean toIntegers =
-        (Nodes.is(n, "Cast") || Nodes.is(n, "CastLike"))
+        Nodes.is(n, "Cast")
             && isFloat(n.getInput(0))
             && types.of(key(n)) != null
             && !Nodes.isFloat(types.of(key(n)))
