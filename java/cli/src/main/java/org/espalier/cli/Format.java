@@ -14,7 +14,7 @@ final class Format {
         "%s from %s, ratio %.3f",
         Quantity.bytes(output),
         Quantity.bytes(input),
-        (double) output / input);
+        input == 0 ? 1 : (double) output / input);
   }
 
   /** How much faster than the original a model is. */

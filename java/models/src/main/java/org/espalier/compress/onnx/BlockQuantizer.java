@@ -1,6 +1,5 @@
 package org.espalier.compress.onnx;
 
-import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.ArrayList;
@@ -569,14 +568,10 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
         } else if (biasChanges.containsKey(output)) {
           out.add(ConstantVector.changed(model, names, n, biasChanges.get(output)));
         } else {
-          out.add(InnerGraphs.changed(n, this::rewritten));
+          out.add(InnerGraphs.withNodes(n, this::rewritten));
         }
       }
       return out;
-    }
-
-    private GraphProto rewritten(GraphProto g) {
-      return g.toBuilder().clearNode().addAllNode(rewritten(g.getNodeList())).build();
     }
 
     /** The integers of a table that no product reads. */

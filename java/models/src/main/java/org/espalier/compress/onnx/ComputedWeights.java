@@ -231,15 +231,6 @@ public final class ComputedWeights {
   }
 
   private static NodeProto reading(NodeProto n, Map<String, String> stored) {
-    NodeProto changed =
-        InnerGraphs.changed(
-            n,
-            g ->
-                g.toBuilder()
-                    .clearNode()
-                    .addAllNode(
-                        g.getNodeList().stream().map(inner -> reading(inner, stored)).toList())
-                    .build());
-    return Nodes.reading(changed, stored);
+    return Nodes.reading(InnerGraphs.withEachNode(n, inner -> reading(inner, stored)), stored);
   }
 }

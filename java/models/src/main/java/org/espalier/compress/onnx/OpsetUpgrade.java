@@ -2,7 +2,6 @@ package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
-import ai.onnx.proto.OnnxMl.GraphProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
@@ -12,6 +11,7 @@ import java.util.List;
 import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.format.onnx.Attributes;
+import org.espalier.format.onnx.InnerGraphs;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -232,7 +232,7 @@ public final class OpsetUpgrade {
     List<NodeProto> out = new ArrayList<>();
     for (NodeProto n : nodes) {
       boolean standard = OnnxModel.isOwn(n);
-      NodeProto inner = convertGraphs(n);
+      NodeProto inner = InnerGraphs.withNodes(n, this::convert);
       if (!standard || sameSince(n.getOpType()) <= version) {
         out.add(inner);
       } else {
@@ -240,25 +240,6 @@ public final class OpsetUpgrade {
       }
     }
     return out;
-  }
-
-  private NodeProto convertGraphs(NodeProto n) {
-    NodeProto.Builder b = n.toBuilder();
-    for (int i = 0; i < n.getAttributeCount(); i++) {
-      AttributeProto.Builder a = b.getAttributeBuilder(i);
-      if (a.hasG()) {
-        a.setG(convert(a.getG()));
-      }
-      for (int k = 0; k < a.getGraphsCount(); k++) {
-        a.setGraphs(k, convert(a.getGraphs(k)));
-      }
-    }
-    return b.build();
-  }
-
-  private GraphProto convert(GraphProto g) {
-    List<NodeProto> nodes = convert(g.getNodeList());
-    return g.toBuilder().clearNode().addAllNode(nodes).build();
   }
 
   private void convert(NodeProto n, List<NodeProto> out) {

@@ -207,14 +207,7 @@ final class RuntimeForm {
     List<NodeProto> nodes = new ArrayList<>();
     for (NodeProto n : given) {
       if (!n.getOpType().equals("Gemm") || !isLinear(model, n)) {
-        nodes.add(
-            InnerGraphs.changed(
-                n,
-                g ->
-                    g.toBuilder()
-                        .clearNode()
-                        .addAllNode(splitGemms(model, names, g.getNodeList()))
-                        .build()));
+        nodes.add(InnerGraphs.withNodes(n, inner -> splitGemms(model, names, inner)));
         continue;
       }
       String output = n.getOutput(0);

@@ -100,14 +100,7 @@ public final class Float16Graph {
     List<NodeProto> result = new ArrayList<>();
     for (NodeProto n : nodes) {
       if (!InnerGraphs.of(n).isEmpty()) {
-        result.add(
-            InnerGraphs.changed(
-                n,
-                g ->
-                    g.toBuilder()
-                        .clearNode()
-                        .addAllNode(rounding(g.getNodeList(), types, names))
-                        .build()));
+        result.add(InnerGraphs.withNodes(n, inner -> rounding(inner, types, names)));
         continue;
       }
       if (OnnxModel.isOwn(n) && MAKE_TYPE.contains(n.getOpType())) {

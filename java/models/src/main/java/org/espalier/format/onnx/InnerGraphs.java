@@ -80,6 +80,17 @@ public final class InnerGraphs {
     return b.build();
   }
 
+  /** A node with other nodes in its graphs, made of those of each by one call; the node itself where it has none. */
+  public static NodeProto withNodes(NodeProto n, UnaryOperator<List<NodeProto>> change) {
+    return changed(
+        n, g -> g.toBuilder().clearNode().addAllNode(change.apply(g.getNodeList())).build());
+  }
+
+  /** A node with each node of its graphs changed; the node itself where it has none. */
+  public static NodeProto withEachNode(NodeProto n, UnaryOperator<NodeProto> change) {
+    return withNodes(n, nodes -> nodes.stream().map(change).toList());
+  }
+
   /**
    * Nodes in whose graphs each value has a name that no other value of the model has. Branches may use the
    * same names, and hide those of the graph around them; afterwards a name alone says which value is meant.
