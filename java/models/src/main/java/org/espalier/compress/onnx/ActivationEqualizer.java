@@ -98,9 +98,7 @@ final class ActivationEqualizer {
    */
   private boolean isScalable(ProductSite s) {
     NodeProto producer = producers.get(s.activation);
-    return producer == null
-        || !OnnxModel.isOwn(producer)
-        || !producer.getOpType().equals("Softmax");
+    return producer == null || !OnnxModel.isOwn(producer, "Softmax");
   }
 
   /** Whether every reader of a site's activation can take back a shift. */

@@ -10,6 +10,7 @@ import java.util.Map;
 import java.util.Set;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.PastInput;
+import org.espalier.format.onnx.ValueTypes;
 
 /** Chooses the outputs of a model by which a smaller one is judged. */
 public final class Answers {
@@ -32,7 +33,7 @@ public final class Answers {
 
   private static boolean isOfFloats(ValueInfoProto output) {
     DataType type = DataType.forNumber(output.getType().getTensorType().getElemType());
-    return type != null && Nodes.isFloat(type); // null for a number that no type has
+    return type != null && ValueTypes.isFloat(type); // null for a number that no type has
   }
 
   /**

@@ -46,7 +46,7 @@ final class BatchNormFolding {
         convs.put(origins.get(image), folded);
         origins.put(folded.getOutput(0), origins.get(image));
         gone.add(folded.getOutput(0));
-      } else if (Nodes.is(n, "Conv") && n.getOutputCount() == 1) {
+      } else if (OnnxModel.isOwn(n, "Conv") && n.getOutputCount() == 1) {
         convs.put(n.getOutput(0), n);
         origins.put(n.getOutput(0), n.getOutput(0));
       }
@@ -99,7 +99,7 @@ final class BatchNormFolding {
     boolean biased = conv.getInputCount() > 2 && !conv.getInput(2).isEmpty();
     FloatBuffer bias = biased ? vector(model, conv.getInput(2), channels) : null;
     double[][] affine =
-        Nodes.is(norm, "BatchNormalization")
+        OnnxModel.isOwn(norm, "BatchNormalization")
             ? normalization(model, norm, channels)
             : arithmetic(model, norm, channels, w.dims().length);
     if (affine == null || biased && bias == null) {
@@ -164,8 +164,8 @@ final class BatchNormFolding {
     for (int i = 0; i < channels; i++) {
       float value = c.floats().get(perChannel ? i : 0);
       boolean scales = Set.of("Mul", "Div").contains(n.getOpType());
-      affine[0][i] = !scales ? 1 : Nodes.is(n, "Mul") ? value : 1.0 / value;
-      affine[1][i] = scales ? 0 : Nodes.is(n, "Add") ? value : -value;
+      affine[0][i] = !scales ? 1 : OnnxModel.isOwn(n, "Mul") ? value : 1.0 / value;
+      affine[1][i] = scales ? 0 : OnnxModel.isOwn(n, "Add") ? value : -value;
       if (!Double.isFinite(affine[0][i])) {
         return null;
       }

@@ -126,7 +126,7 @@ final class ChannelWidths {
   }
 
   private boolean appendsZeros(NodeProto n) {
-    return Nodes.is(n, "Concat")
+    return OnnxModel.isOwn(n, "Concat")
         && n.getInputCount() == 2
         && Attributes.integer(n, "axis", 0) == 1
         && zeros(n.getInput(1)) != null
@@ -137,7 +137,7 @@ final class ChannelWidths {
   private long[] zeros(String value) {
     NodeProto n = producers.get(value);
     OnnxInitializer shape =
-        n != null && Nodes.is(n, "ConstantOfShape") ? model.constant(n.getInput(0)) : null;
+        n != null && OnnxModel.isOwn(n, "ConstantOfShape") ? model.constant(n.getInput(0)) : null;
     if (shape == null || shape.type() != DataType.INT64 || shape.elements() != 4) {
       return null;
     }
@@ -198,7 +198,7 @@ final class ChannelWidths {
 
   /** Whether a Conv has one filter for each channel. */
   private boolean isDepthwise(NodeProto n) {
-    OnnxInitializer w = Nodes.is(n, "Conv") ? model.constant(n.getInput(1)) : null;
+    OnnxInitializer w = OnnxModel.isOwn(n, "Conv") ? model.constant(n.getInput(1)) : null;
     return w != null
         && w.dims().length == 4
         && w.dims()[1] == 1
@@ -252,7 +252,7 @@ final class ChannelWidths {
 
   /** Whether a node is a Conv of weights that get another shape. */
   boolean changes(NodeProto n) {
-    return Nodes.is(n, "Conv") && isPlain(n) && !list(weights(n)).equals(list(dims(n)));
+    return OnnxModel.isOwn(n, "Conv") && isPlain(n) && !list(weights(n)).equals(list(dims(n)));
   }
 
   private long[] dims(NodeProto conv) {

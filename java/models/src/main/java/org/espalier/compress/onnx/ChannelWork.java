@@ -98,7 +98,8 @@ final class ChannelWork {
       Map<String, long[]> shapes) {
     static Seen of(OnnxModel model, Set<String> values, ActivationSource source) {
       Seen seen = new Seen(model, model.producers(), new HashMap<>(), new HashMap<>());
-      values.removeIf(v -> Nodes.is(seen.producers.get(v), "IsNaN")); // of truths, no numbers
+      values.removeIf(
+          v -> OnnxModel.isOwn(seen.producers.get(v), "IsNaN")); // of truths, no numbers
       source.run(
           model,
           values,

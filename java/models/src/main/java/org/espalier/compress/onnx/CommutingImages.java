@@ -135,7 +135,7 @@ final class CommutingImages {
   private void findGates() {
     GateBounds bounds = new GateBounds(model);
     for (NodeProto n : model.nodes()) {
-      if (Nodes.is(n, "Mul") && n.getInputCount() == 2) {
+      if (OnnxModel.isOwn(n, "Mul") && n.getInputCount() == 2) {
         findGate(bounds, n.getInput(0), n.getInput(1));
         findGate(bounds, n.getInput(1), n.getInput(0));
       }
@@ -162,7 +162,7 @@ final class CommutingImages {
     for (NodeProto n : model.nodes()) {
       commuting(n).forEach(input -> sets.join(n.getOutput(0), input));
     }
-    List<NodeProto> clips = model.nodes().stream().filter(n -> Nodes.is(n, "Clip")).toList();
+    List<NodeProto> clips = model.nodes().stream().filter(n -> OnnxModel.isOwn(n, "Clip")).toList();
     for (NodeProto n : clips) {
       made(n.getOutput(0)).bounded |= !commuting(n).isEmpty() && bounds(n)[1] < Float.MAX_VALUE;
     }
@@ -179,7 +179,7 @@ final class CommutingImages {
         continue;
       }
       String first = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      if (Nodes.is(n, "Shape") || gates.containsKey(first) || inGates.contains(first)) {
+      if (OnnxModel.isOwn(n, "Shape") || gates.containsKey(first) || inGates.contains(first)) {
         continue;
       }
       List<String> commuting = commuting(n);
@@ -256,7 +256,7 @@ final class CommutingImages {
 
   /** Whether an image and one number are added. */
   boolean isShift(NodeProto n) {
-    int number = Nodes.is(n, "Add") ? Nodes.number(model, n) : -1;
+    int number = OnnxModel.isOwn(n, "Add") ? Nodes.number(model, n) : -1;
     return number >= 0
         && model.constant(n.getInput(number)).dims().length <= 1
         && isVariable(n.getInput(1 - number));
@@ -279,7 +279,7 @@ final class CommutingImages {
 
   /** Whether the weights and the bias of a Conv are constants that nothing else reads. */
   private boolean isScalable(NodeProto n) {
-    if (!Nodes.is(n, "Conv") || n.getOutputCount() != 1) {
+    if (!OnnxModel.isOwn(n, "Conv") || n.getOutputCount() != 1) {
       return false;
     }
     for (int i = 1; i < n.getInputCount(); i++) {

@@ -165,7 +165,7 @@ final class ConvEqualization {
       String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
       Gate gate = images.gate(output);
       float[] factors = chosen.get(images.of(gate == null ? output : gate.image()));
-      boolean bound = factors != null && Nodes.is(n, "Clip") && images.bounds(n)[0] < 0;
+      boolean bound = factors != null && OnnxModel.isOwn(n, "Clip") && images.bounds(n)[0] < 0;
       if (factors != null && gate != null) {
         String line = names.unique(output + "_line");
         nodes.add(channelwise(gate.image(), line, names, factors, gate.hard()));

@@ -130,7 +130,7 @@ public final class Float16Converter {
     Map<String, String> inputs = lookAtInputs(seen);
     List<String> values = new ArrayList<>(inputs.keySet());
     for (NodeProto n : model.nodes()) {
-      if (!Nodes.is(n, "Constant")) {
+      if (!OnnxModel.isOwn(n, "Constant")) {
         n.getOutputList().stream().filter(staying::isFloat).forEach(values::add);
       }
     }

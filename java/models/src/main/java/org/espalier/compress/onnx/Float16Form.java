@@ -44,7 +44,7 @@ final class Float16Form {
 
   /** A node as the simplest that it is, with those inside it: a tensor where its numbers are constant, a Cast for a CastLike. */
   private NodeProto plain(NodeProto node) {
-    boolean like = Nodes.is(node, "CastLike") && node.getInputCount() == 2;
+    boolean like = OnnxModel.isOwn(node, "CastLike") && node.getInputCount() == 2;
     NodeProto n = like ? cast(node, types.of(node.getInput(1))) : node;
     OnnxInitializer tensor =
         switch (OnnxModel.isOwn(n) ? n.getOpType() : "") {

@@ -122,7 +122,8 @@ final class Float32Nodes {
     Set<String> weighted = new HashSet<>();
     weights.forEach(w -> w.uses().forEach(u -> weighted.add(u.node())));
     model.allNodes().stream()
-        .filter(n -> Nodes.is(n, "Einsum") && n.getInputList().stream().anyMatch(this::isMatrix))
+        .filter(
+            n -> OnnxModel.isOwn(n, "Einsum") && n.getInputList().stream().anyMatch(this::isMatrix))
         .forEach(n -> weighted.add(key(n)));
     Set<String> learned = learned(weighted);
     stayWithIntegers(learned);
@@ -133,9 +134,9 @@ final class Float32Nodes {
       if (isSquare(n)) {
         stayUpToRoot(n);
       }
-      if (Nodes.is(n, "ReduceSum")) {
+      if (OnnxModel.isOwn(n, "ReduceSum")) {
         readers(key(n)).stream()
-            .filter(r -> Nodes.is(r, "Div") && r.getInput(0).equals(key(n)))
+            .filter(r -> OnnxModel.isOwn(r, "Div") && r.getInput(0).equals(key(n)))
             .forEach(this::stay);
       }
       if (isExact(n)) {
@@ -195,7 +196,7 @@ final class Float32Nodes {
     for (NodeProto n : model.allNodes()) {
       List<GraphProto> inner = InnerGraphs.of(n);
       inner.forEach(g -> g.getInputList().forEach(v -> learned.add(v.getName())));
-      boolean ofShape = Nodes.is(n, "Shape") || Nodes.is(n, "Size");
+      boolean ofShape = OnnxModel.isOwn(n, "Shape") || OnnxModel.isOwn(n, "Size");
       if (!inner.isEmpty()
           || !OnnxModel.isOwn(n)
           || weighted.contains(key(n))
@@ -213,8 +214,8 @@ final class Float32Nodes {
     for (NodeProto n : model.allNodes()) {
       boolean begins =
           isFloat(key(n))
-              && (Nodes.is(n, "Range")
-                  || Nodes.is(n, "Cast") && INTEGERS.contains(types.of(n.getInput(0))));
+              && (OnnxModel.isOwn(n, "Range")
+                  || OnnxModel.isOwn(n, "Cast") && INTEGERS.contains(types.of(n.getInput(0))));
       if ((begins || n.getInputList().stream().anyMatch(made::contains))
           && !learned.contains(key(n))) {
         stay(n);
@@ -280,7 +281,7 @@ final class Float32Nodes {
   }
 
   private boolean hasTinyVariance(NodeProto n) {
-    if (!Nodes.is(n, "BatchNormalization")) {
+    if (!OnnxModel.isOwn(n, "BatchNormalization")) {
       return false;
     }
     OnnxInitializer variance = model.constant(n.getInput(4));
@@ -299,10 +300,11 @@ final class Float32Nodes {
   private void findUnheld() {
     model.initializers().forEach(i -> findUnheld(i.name(), i));
     for (NodeProto n : model.allNodes()) {
-      AttributeProto filling = Nodes.is(n, "ConstantOfShape") ? Attributes.find(n, "value") : null;
+      AttributeProto filling =
+          OnnxModel.isOwn(n, "ConstantOfShape") ? Attributes.find(n, "value") : null;
       if (filling != null) {
         findUnheld(key(n), OnnxInitializer.ofMessage(filling.getT()));
-      } else if (Nodes.is(n, "Constant")) {
+      } else if (OnnxModel.isOwn(n, "Constant")) {
         findUnheld(key(n), model.constant(key(n)));
       }
       for (GraphProto g : InnerGraphs.of(n)) {
@@ -344,14 +346,18 @@ final class Float32Nodes {
   /** Whether a node multiplies by a value, whose size then matters: a bias that is next to nothing may become that. */
   private static boolean isFactor(NodeProto n, String value) {
     return n.getInputList().stream().limit(2).anyMatch(value::equals)
-        && !Nodes.is(n, "Add")
-        && !Nodes.is(n, "Sub");
+        && !OnnxModel.isOwn(n, "Add")
+        && !OnnxModel.isOwn(n, "Sub");
   }
 
   /** Whether values are only compared with a constant, which may as well be infinite. */
   private boolean isBound(String value) {
     return readers(value).stream()
-        .allMatch(n -> Nodes.is(n, "Clip") || Nodes.is(n, "Max") || Nodes.is(n, "Min"));
+        .allMatch(
+            n ->
+                OnnxModel.isOwn(n, "Clip")
+                    || OnnxModel.isOwn(n, "Max")
+                    || OnnxModel.isOwn(n, "Min"));
   }
 
   /** What gives a value and what takes it stay. */
@@ -368,8 +374,8 @@ final class Float32Nodes {
       return false;
     }
     OnnxInitializer exponent = model.constant(n.getInput(1));
-    return Nodes.is(n, "Mul") && n.getInput(0).equals(n.getInput(1))
-        || Nodes.is(n, "Pow")
+    return OnnxModel.isOwn(n, "Mul") && n.getInput(0).equals(n.getInput(1))
+        || OnnxModel.isOwn(n, "Pow")
             && exponent != null
             && exponent.elements() == 1
             && (exponent.type() == DataType.FLOAT && exponent.floats().get(0) == 2
@@ -380,7 +386,7 @@ final class Float32Nodes {
   private void stayUpToRoot(NodeProto square) {
     List<NodeProto> sums =
         readers(key(square)).stream()
-            .filter(n -> Nodes.is(n, "ReduceMean") || Nodes.is(n, "ReduceSum"))
+            .filter(n -> OnnxModel.isOwn(n, "ReduceMean") || OnnxModel.isOwn(n, "ReduceSum"))
             .toList();
     if (sums.isEmpty()) {
       return;
@@ -400,10 +406,10 @@ final class Float32Nodes {
   /** Whether a node takes an angle, or makes integers of floats. */
   private boolean isExact(NodeProto n) {
     boolean toIntegers =
-        Nodes.is(n, "Cast")
+        OnnxModel.isOwn(n, "Cast")
             && isFloat(n.getInput(0))
             && types.of(key(n)) != null
-            && !Nodes.isFloat(types.of(key(n)))
+            && !ValueTypes.isFloat(types.of(key(n)))
             && types.of(key(n)) != DataType.DOUBLE
             && types.of(key(n)) != DataType.BOOL;
     return toIntegers || OnnxModel.isOwn(n) && ANGLES.contains(n.getOpType());
@@ -423,7 +429,7 @@ final class Float32Nodes {
                 || !OnnxModel.isOwn(before)
                 || weighted.contains(key(before))
                     && before.getInputList().stream().anyMatch(learned::contains)
-                || Nodes.is(before, "LayerNormalization");
+                || OnnxModel.isOwn(before, "LayerNormalization");
         if (!stops && seen.add(key(before))) {
           open.push(before);
         }

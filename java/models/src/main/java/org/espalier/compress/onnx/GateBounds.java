@@ -52,7 +52,7 @@ final class GateBounds {
     GateBounds gates = new GateBounds(model);
     Map<String, Float> least = new HashMap<>();
     for (NodeProto n : model.nodes()) {
-      if (Nodes.is(n, "Mul") && n.getInputCount() == 2) {
+      if (OnnxModel.isOwn(n, "Mul") && n.getInputCount() == 2) {
         gates.find(n.getInput(0), n.getInput(1), least);
         gates.find(n.getInput(1), n.getInput(0), least);
       }
@@ -80,7 +80,7 @@ final class GateBounds {
 
   private void find(String x, String gate, Map<String, Float> least) {
     NodeProto conv = producers.get(x);
-    if (conv == null || !Nodes.is(conv, "Conv") || outputs.contains(x)) {
+    if (conv == null || !OnnxModel.isOwn(conv, "Conv") || outputs.contains(x)) {
       return;
     }
     Float below = zeroBelow(gate, x);
@@ -93,7 +93,7 @@ final class GateBounds {
   /** The value of x below which a gate is 0; null if there is none or the gate is something else. */
   private Float zeroBelow(String gate, String x) {
     NodeProto n = alone(gate);
-    if (n != null && Nodes.is(n, "Sigmoid")) {
+    if (n != null && OnnxModel.isOwn(n, "Sigmoid")) {
       return n.getInput(0).equals(x) ? SILU : null;
     }
     Hard hard = hard(gate, x);
@@ -108,13 +108,14 @@ final class GateBounds {
       if (n == null) {
         return null;
       }
-      if (Nodes.is(n, "Clip")) {
+      if (OnnxModel.isOwn(n, "Clip")) {
         float[] bounds = IntegerOperators.bounds(model, n);
         float[] line = bounds != null && bounds[0] == 0 ? line(n.getInput(0), x) : null;
         return line != null && line[0] > 0 ? new Hard(n, line[0], line[1]) : null;
       }
       int constant = Nodes.number(model, n);
-      if (constant < 0 || !Nodes.is(n, "Mul") && !(Nodes.is(n, "Div") && constant == 1)) {
+      if (constant < 0
+          || !OnnxModel.isOwn(n, "Mul") && !(OnnxModel.isOwn(n, "Div") && constant == 1)) {
         return null;
       }
       value = n.getInput(1 - constant);

@@ -523,7 +523,7 @@ public final class Int8Model {
 
     private NodeProto producer(String value, String type) {
       NodeProto n = producers.get(value);
-      return n != null && n.getOpType().equals(type) && OnnxModel.isOwn(n) ? n : null;
+      return n != null && OnnxModel.isOwn(n, type) ? n : null;
     }
 
     private boolean isReadOnce(String value) {
@@ -764,7 +764,7 @@ public final class Int8Model {
         Map<String, List<NodeProto>> readersOf, String value) {
       List<NodeProto> readers = new ArrayList<>();
       for (NodeProto reader : readersOf.getOrDefault(value, List.of())) {
-        if (reader.getOpType().equals("Clip") && OnnxModel.isOwn(reader)) {
+        if (OnnxModel.isOwn(reader, "Clip")) {
           readers.addAll(readersOf.getOrDefault(reader.getOutput(0), List.of()));
         } else {
           readers.add(reader);

@@ -99,7 +99,7 @@ final class IntegerForm {
         .allMatch(
             c -> {
               AttributeProto auto = Attributes.find(c, "auto_pad");
-              OnnxInitializer w = Nodes.is(c, "Conv") ? model.constant(c.getInput(1)) : null;
+              OnnxInitializer w = OnnxModel.isOwn(c, "Conv") ? model.constant(c.getInput(1)) : null;
               return w != null
                   && w.dims().length == rank
                   && (auto == null || auto.getS().toStringUtf8().equals("NOTSET"));
@@ -148,14 +148,14 @@ final class IntegerForm {
     if (n == null) {
       return null;
     }
-    if (Nodes.is(n, "Split")) {
+    if (OnnxModel.isOwn(n, "Split")) {
       long[] whole = integers(n.getInput(0));
       // One element for each output is what parts are made for.
       return whole != null && whole.length == n.getOutputCount()
           ? new long[] {whole[n.getOutputList().indexOf(value)]}
           : null;
     }
-    if (!Nodes.is(n, "Concat")) {
+    if (!OnnxModel.isOwn(n, "Concat")) {
       return null;
     }
     long[] all = {};
@@ -189,7 +189,9 @@ final class IntegerForm {
     }
     String bound = number(c.floats().get(0));
     NodeProto.Builder b = Nodes.node("Clip", n.getOutput(0), x).setName(n.getName());
-    return Nodes.is(n, "Max") ? b.addInput(bound).build() : b.addInput("").addInput(bound).build();
+    return OnnxModel.isOwn(n, "Max")
+        ? b.addInput(bound).build()
+        : b.addInput("").addInput(bound).build();
   }
 
   /** The HardSigmoid of x in x · HardSigmoid(x); null if a product is something else. */
@@ -197,7 +199,7 @@ final class IntegerForm {
     for (int i = 0; i < 2 && product.getInputCount() == 2; i++) {
       NodeProto gate = producers.get(product.getInput(i));
       if (gate != null
-          && Nodes.is(gate, "HardSigmoid")
+          && OnnxModel.isOwn(gate, "HardSigmoid")
           && gate.getInput(0).equals(product.getInput(1 - i))) {
         return gate;
       }

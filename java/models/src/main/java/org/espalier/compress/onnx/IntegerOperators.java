@@ -146,7 +146,7 @@ final class IntegerOperators {
             && !outputs.contains(output)
             && !PASSING.contains(n.getOpType())
             && factor(n) == 0
-            && (Nodes.is(next.get(0), "Relu") || Nodes.is(next.get(0), "Clip"))
+            && (OnnxModel.isOwn(next.get(0), "Relu") || OnnxModel.isOwn(next.get(0), "Clip"))
             && next.get(0).getInput(0).equals(output)
             && next.get(0).getOutputCount() == 1;
     return clipped ? next.get(0).getOutput(0) : output;
@@ -181,8 +181,8 @@ final class IntegerOperators {
    * another.
    */
   private float factor(NodeProto n) {
-    boolean divides = Nodes.is(n, "Div");
-    if (!divides && !Nodes.is(n, "Mul") || n.getInputCount() != 2) {
+    boolean divides = OnnxModel.isOwn(n, "Div");
+    if (!divides && !OnnxModel.isOwn(n, "Mul") || n.getInputCount() != 2) {
       return 0;
     }
     OnnxInitializer first = divides ? null : model.constant(n.getInput(0));
@@ -198,7 +198,7 @@ final class IntegerOperators {
   }
 
   private static boolean passes(NodeProto n) {
-    return !Nodes.is(n, "Resize")
+    return !OnnxModel.isOwn(n, "Resize")
         || Attributes.find(n, "mode") == null
         || Attributes.find(n, "mode").getS().toStringUtf8().equals("nearest");
   }
@@ -232,7 +232,7 @@ final class IntegerOperators {
       return 0;
     }
     for (NodeProto n : consumers.get(value)) {
-      OnnxInitializer w = Nodes.is(n, "Conv") ? model.constant(n.getInput(1)) : null;
+      OnnxInitializer w = OnnxModel.isOwn(n, "Conv") ? model.constant(n.getInput(1)) : null;
       if (w != null && w.dims().length == 4 && n.getInput(0).equals(value)) {
         return Math.toIntExact(w.dims()[1] * Attributes.integer(n, "group", 1));
       }
@@ -297,7 +297,7 @@ final class IntegerOperators {
 
   /** The bounds of the Clip that makes a value, where they are constants; null elsewhere. */
   static float[] bounds(OnnxModel model, NodeProto n) {
-    if (n == null || !Nodes.is(n, "Clip")) {
+    if (n == null || !OnnxModel.isOwn(n, "Clip")) {
       return null;
     }
     float[] bounds = {Float.NEGATIVE_INFINITY, Float.POSITIVE_INFINITY};

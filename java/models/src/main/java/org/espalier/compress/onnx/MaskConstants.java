@@ -53,7 +53,7 @@ final class MaskConstants {
   /** A node whose shape is filled with another number. */
   private NodeProto masked(NodeProto n) {
     NodeProto.Builder b = InnerGraphs.withEachNode(n, this::masked).toBuilder();
-    if (Nodes.is(n, "ConstantOfShape") && values.contains(n.getOutput(0))) {
+    if (OnnxModel.isOwn(n, "ConstantOfShape") && values.contains(n.getOutput(0))) {
       OnnxInitializer filling = OnnxInitializer.ofMessage(Attributes.find(n, "value").getT());
       b.clearAttribute()
           .addAttribute(

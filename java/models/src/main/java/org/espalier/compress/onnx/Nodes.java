@@ -34,16 +34,6 @@ final class Nodes {
         .addOutput(output);
   }
 
-  /** Whether a node is this operator of ONNX itself. */
-  static boolean is(NodeProto n, String operator) {
-    return OnnxModel.isOwn(n) && n.getOpType().equals(operator);
-  }
-
-  /** Whether a type is float32, float16 or bfloat16. */
-  static boolean isFloat(DataType type) {
-    return type == DataType.FLOAT || type == DataType.FLOAT16 || type == DataType.BFLOAT16;
-  }
-
   /** Which of two inputs is one float32 number; −1 if none is, or the operator is none of ONNX itself. */
   static int number(OnnxModel model, NodeProto n) {
     for (int i = 0; i < 2 && OnnxModel.isOwn(n) && n.getInputCount() == 2; i++) {

@@ -196,7 +196,7 @@ final class ProductSite {
           use.kind() == Kind.EMBEDDING
               && use.axes().equals(rows)
               && main.containsKey(use.node())
-              && use.path().stream().skip(1).noneMatch(v -> Nodes.is(main.get(v), "Cast"));
+              && use.path().stream().skip(1).noneMatch(v -> OnnxModel.isOwn(main.get(v), "Cast"));
       if (fits) {
         found.add(use.node());
       } else if (use != product) {

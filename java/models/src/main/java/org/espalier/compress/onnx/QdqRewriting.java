@@ -196,7 +196,7 @@ final class QdqRewriting {
   /** What an Add adds to each column of a product; null where it is no constant, or another node. */
   private String bias(NodeProto add, QuantizedUse target) {
     long[] dims = target.dims(model);
-    for (int i = 0; i < 2 && Nodes.is(add, "Add"); i++) {
+    for (int i = 0; i < 2 && OnnxModel.isOwn(add, "Add"); i++) {
       String value = add.getInput(i);
       if (QuantizedUse.isBias(model, value, dims[dims.length - 1])
           && model.constant(value).dims().length <= dims.length) {

@@ -35,12 +35,12 @@ public final class RoundedActivations {
    */
   public static Rounded of(
       OnnxModel model, Map<String, NodeProto> producers, NodeProto dequantize) {
-    if (!OnnxModel.isOwn(dequantize) || !dequantize.getOpType().equals("DequantizeLinear")) {
+    if (!OnnxModel.isOwn(dequantize, "DequantizeLinear")) {
       return null;
     }
     NodeProto q = producers.get(dequantize.getInput(0));
     Integer[] ends = {null, null};
-    if (q != null && OnnxModel.isOwn(q) && q.getOpType().equals("Clip")) {
+    if (q != null && OnnxModel.isOwn(q, "Clip")) {
       for (int i = 0; i < 2; i++) {
         OnnxInitializer end = model.constant(name(q, i + 1));
         if (end == null

@@ -111,7 +111,7 @@ final class RuntimeForm {
           n.getOpType().equals("Add")
               && n.getInputList().stream()
                   .map(producers::get)
-                  .anyMatch(p -> p != null && Nodes.is(p, "MatMul"));
+                  .anyMatch(p -> p != null && OnnxModel.isOwn(p, "MatMul"));
       if (sum) {
         biases.addAll(n.getInputList());
       } else if (n.getInputCount() > 2

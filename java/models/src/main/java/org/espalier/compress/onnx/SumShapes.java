@@ -65,7 +65,7 @@ public final class SumShapes {
 
   /** What a node is the last of a layer norm of float32 of; null where it is not. */
   private static String normed(NodeProto n, OnnxModel model, SpelledOut spelled) {
-    if (!Nodes.is(n, "LayerNormalization")) {
+    if (!OnnxModel.isOwn(n, "LayerNormalization")) {
       LayerNorm norm = spelled.layerNorm(n);
       return norm == null ? null : norm.x();
     }
@@ -78,7 +78,7 @@ public final class SumShapes {
     Set<String> given = new HashSet<>(model.outputNames());
     model.inputs().forEach(v -> given.add(v.getName()));
     for (NodeProto n : model.nodes()) {
-      long[] lengths = Nodes.is(n, "Add") ? shapes.get(n.getOutput(0)) : null;
+      long[] lengths = OnnxModel.isOwn(n, "Add") ? shapes.get(n.getOutput(0)) : null;
       if (lengths == null) {
         continue;
       }

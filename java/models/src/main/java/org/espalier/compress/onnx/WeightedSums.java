@@ -151,12 +151,12 @@ final class WeightedSums {
 
   /** Which input of a node is the constant vector that it adds to sums of that many outputs; −1 if none is. */
   static int vectorInput(OnnxModel model, NodeProto n, int width) {
-    boolean own = Nodes.is(n, "Conv") || Nodes.is(n, "Gemm");
+    boolean own = OnnxModel.isOwn(n, "Conv") || OnnxModel.isOwn(n, "Gemm");
     if (!own) {
       return ConstantVector.input(model, n, width);
     }
     boolean plain =
-        Nodes.is(n, "Conv")
+        OnnxModel.isOwn(n, "Conv")
             || Attributes.real(n, "alpha", 1) == 1 && Attributes.real(n, "beta", 1) == 1;
     return plain && n.getInputCount() == 3 && ConstantVector.isVector(model, n.getInput(2), width)
         ? 2

@@ -51,9 +51,7 @@ public final class ActiveDropout {
   }
 
   private static boolean isActive(OnnxModel model, NodeProto n) {
-    if (!OnnxModel.isOwn(n)
-        || !n.getOpType().equals("Dropout")
-        || n.getInputCount() <= TRAINING_MODE) {
+    if (!OnnxModel.isOwn(n, "Dropout") || n.getInputCount() <= TRAINING_MODE) {
       return false;
     }
     OnnxInitializer mode = model.constant(n.getInput(TRAINING_MODE));

@@ -225,16 +225,14 @@ public final class Float16Graph {
 
   /** Whether a node is a tensor of float32. */
   private boolean isConstant(NodeProto n) {
-    return isOfConstants(n) && isFloat(n.getOutput(0)) && model.constant(n.getOutput(0)) != null;
-  }
-
-  private static boolean isOfConstants(NodeProto n) {
-    return OnnxModel.isOwn(n) && n.getOpType().equals("Constant");
+    return OnnxModel.isOwn(n, "Constant")
+        && isFloat(n.getOutput(0))
+        && model.constant(n.getOutput(0)) != null;
   }
 
   /** Whether a node computes as it does; of constants those do that are no tensors. */
   private boolean stays(NodeProto n) {
-    return isOfConstants(n) || stays.test(n);
+    return OnnxModel.isOwn(n, "Constant") || stays.test(n);
   }
 
   /** The form in which a value of float32 has its own name. */

@@ -52,8 +52,7 @@ final class IdleCasts {
   }
 
   private static boolean isIdle(NodeProto n, ValueTypes types) {
-    return OnnxModel.isOwn(n)
-        && n.getOpType().equals("Cast")
+    return OnnxModel.isOwn(n, "Cast")
         && types.of(n.getInput(0)) == DataType.FLOAT
         && types.of(n.getOutput(0)) == DataType.FLOAT;
   }

@@ -144,7 +144,7 @@ public final class OnnxInitializer {
 
   /** Whether its numbers are float32, float16 or bfloat16. */
   public boolean isFloat() {
-    return type == DataType.FLOAT || type == DataType.FLOAT16 || type == DataType.BFLOAT16;
+    return ValueTypes.isFloat(type);
   }
 
   /** The dimensions, in a copy. */

@@ -218,6 +218,11 @@ public final class OnnxModel {
     return domain(n.getDomain()).isEmpty();
   }
 
+  /** Whether a node is this operator of ONNX itself. */
+  public static boolean isOwn(NodeProto n, String operator) {
+    return n.getOpType().equals(operator) && isOwn(n);
+  }
+
   /** The value of a metadata property, null if there is none. */
   public String metadata(String key) {
     for (StringStringEntryProto e : rest.getMetadataPropsList()) {

@@ -24,7 +24,7 @@ public final class SpelledOut {
 
   /** (x − mean) / sqrt(mean((x − mean)²) + ε) · γ + β over the last axis, of which a node is the last; null where it is not. */
   public LayerNorm layerNorm(NodeProto add) {
-    if (!isOwn(add, "Add") || add.getInputCount() != 2) {
+    if (!OnnxModel.isOwn(add, "Add") || add.getInputCount() != 2) {
       return null;
     }
     for (int i = 0; i < 2; i++) {
@@ -111,11 +111,7 @@ public final class SpelledOut {
   /** What makes a value, if that is this operator of ONNX itself; else null. */
   public NodeProto producer(String value, String type) {
     NodeProto n = producers.get(value);
-    return n != null && isOwn(n, type) ? n : null;
-  }
-
-  private static boolean isOwn(NodeProto n, String type) {
-    return OnnxModel.isOwn(n) && n.getOpType().equals(type);
+    return n != null && OnnxModel.isOwn(n, type) ? n : null;
   }
 
   /** Whether a value is a constant vector of float32. */

@@ -85,6 +85,11 @@ public final class ValueTypes {
 
   private ValueTypes() {}
 
+  /** Whether a type is float32, float16 or bfloat16. */
+  public static boolean isFloat(DataType type) {
+    return type == DataType.FLOAT || type == DataType.FLOAT16 || type == DataType.BFLOAT16;
+  }
+
   /** The types of all values of a model. */
   public static ValueTypes of(OnnxModel model) {
     ValueTypes types = ofGiven(model);

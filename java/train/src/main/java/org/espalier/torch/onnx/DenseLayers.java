@@ -353,7 +353,7 @@ public record DenseLayers(List<Scaling> scalings, List<Layer> layers) {
       String name = n.getInput(1);
       boolean outputsFirst = isTurned;
       NodeProto turn = producers.get(name);
-      if (turn != null && OnnxModel.isOwn(turn) && turn.getOpType().equals("Transpose")) {
+      if (turn != null && OnnxModel.isOwn(turn, "Transpose")) {
         long[] axes = Attributes.integers(turn, "perm");
         if (axes != null && !Arrays.equals(axes, new long[] {1, 0})) {
           return null;

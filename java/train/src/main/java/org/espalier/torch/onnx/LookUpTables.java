@@ -80,11 +80,11 @@ public final class LookUpTables {
   }
 
   private static boolean isSecondName(NodeProto n) {
-    return OnnxModel.isOwn(n) && n.getOpType().equals("Identity");
+    return OnnxModel.isOwn(n, "Identity");
   }
 
   private static boolean isLookUp(NodeProto n, String table, int rank) {
-    if (!OnnxModel.isOwn(n) || !n.getOpType().equals("Gather") || !n.getInput(0).equals(table)) {
+    if (!OnnxModel.isOwn(n, "Gather") || !n.getInput(0).equals(table)) {
       return false;
     }
     long axis = Attributes.integer(n, "axis", 0);

@@ -321,7 +321,7 @@ final class ChannelReshapes {
     if (n != null && ValueNumbers.isOnesForOpen(producers, n)) {
       n = producers.get(n.getInput(2));
     }
-    return n != null && OnnxModel.isOwn(n) && n.getOpType().equals("Concat") ? n : null;
+    return n != null && OnnxModel.isOwn(n, "Concat") ? n : null;
   }
 
   private static List<Long> list(long[] numbers) {

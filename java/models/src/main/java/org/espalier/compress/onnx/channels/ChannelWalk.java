@@ -152,7 +152,7 @@ final class ChannelWalk {
                 n ->
                     COUNTING.contains(n.getOpType())
                         ? isCounted(n.getOutput(0))
-                        : OnnxModel.isOwn(n) && n.getOpType().equals("Shape")
+                        : OnnxModel.isOwn(n, "Shape")
                             || RESHAPING.contains(n.getOpType())
                                 && n.getInput(1).equals(number)
                                 && where.reshapes().counts().stream()
@@ -376,9 +376,7 @@ final class ChannelWalk {
     }
     for (NodeProto reader : graph.consumers(n.getOutput(0))) {
       long[] axes =
-          OnnxModel.isOwn(reader)
-                  && reader.getOpType().equals("Gather")
-                  && reader.getInput(0).equals(n.getOutput(0))
+          OnnxModel.isOwn(reader, "Gather") && reader.getInput(0).equals(n.getOutput(0))
               ? shapes.numbers().of(reader.getInput(1))
               : null;
       if (axes == null) {

@@ -172,11 +172,9 @@ final class ValueNumbers {
 
   /** Whether a node makes a shape of another one, with ones in place of what is open there. */
   static boolean isOnesForOpen(Map<String, NodeProto> producers, NodeProto n) {
-    NodeProto open =
-        OnnxModel.isOwn(n) && n.getOpType().equals("Where") ? producers.get(n.getInput(0)) : null;
+    NodeProto open = OnnxModel.isOwn(n, "Where") ? producers.get(n.getInput(0)) : null;
     return open != null
-        && OnnxModel.isOwn(open)
-        && open.getOpType().equals("Equal")
+        && OnnxModel.isOwn(open, "Equal")
         && open.getInputList().contains(n.getInput(2));
   }
 
