@@ -113,13 +113,7 @@ public final class CheckpointConverter {
         }
         output.commit();
         progress.at(Progress.Phase.WRITE, done, inputBytes);
-        long write = output.writeNanos();
-        Seconds seconds =
-            new Seconds(
-                (opened - start) * 1e-9,
-                0,
-                (System.nanoTime() - opened - write) * 1e-9,
-                write * 1e-9);
+        Seconds seconds = output.seconds(start, opened);
         return new Result(List.copyOf(chosen), inputBytes, outputBytes, seconds);
       }
     }

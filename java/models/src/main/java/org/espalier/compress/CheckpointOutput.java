@@ -278,6 +278,17 @@ final class CheckpointOutput implements AutoCloseable {
     writeNanos += System.nanoTime() - start;
   }
 
+  /**
+   * Where the time went of what computes and writes in one pass, with nothing to select.
+   *
+   * @param start when it began, by {@link System#nanoTime}
+   * @param opened when the pass began
+   */
+  Seconds seconds(long start, long opened) {
+    long pass = System.nanoTime() - opened;
+    return new Seconds((opened - start) * 1e-9, 0, (pass - writeNanos) * 1e-9, writeNanos * 1e-9);
+  }
+
   /** The time spent in writing so far, in nanoseconds. */
   long writeNanos() {
     return writeNanos;
