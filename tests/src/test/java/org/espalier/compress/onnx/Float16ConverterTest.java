@@ -22,6 +22,7 @@ import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.OperatorSetIdProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.TypeProto;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -158,6 +159,31 @@ class Float16ConverterTest {
       assertFalse(converted.types("Attention").contains(DataType.FLOAT));
       double bytes = converted.model.initializerBytes();
       assertTrue(bytes < 0.62 * original.initializerBytes(), bytes + " bytes");
+    }
+  }
+
+  /** ONNX Runtime joins sums with the norms behind them where it knows their shapes, and types must be right there. */
+  @Test
+  void theShapesOfSumsAreSaid() {
+    ModelProto proto =
+        SmallModels.model(
+            17,
+            GraphProto.newBuilder()
+                .setName("sum")
+                .addInput(value("x", DataType.FLOAT, -1, 3, WIDTH))
+                .addInitializer(floats("w", new Random(3), 0.3f, WIDTH, WIDTH))
+                .addInitializer(floats("gamma", new Random(4), 1, WIDTH))
+                .addNode(line("h MatMul x w"))
+                .addNode(line("t Tanh h"))
+                .addNode(line("s Add h t"))
+                .addNode(line("y LayerNormalization s gamma"))
+                .addOutput(value("y", DataType.FLOAT, -1, 3, WIDTH)));
+    Converted converted = Converted.of(proto, vectors(3, WIDTH), true);
+    assertTrue(converted.error < 0.01, "error " + converted.error);
+    for (String operand : List.of("h", "t")) {
+      TypeProto.Tensor type = converted.model.valueInfo(operand).getType().getTensorType();
+      assertEquals(DataType.FLOAT16_VALUE, type.getElemType());
+      assertEquals(3, type.getShape().getDimCount());
     }
   }
 

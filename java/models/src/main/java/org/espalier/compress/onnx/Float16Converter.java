@@ -206,8 +206,10 @@ public final class Float16Converter {
   public void apply() {
     use.check();
     use.begin();
+    SumShapes sums = SumShapes.find(model);
     staying.masks().replace(model);
     Float16Graph.narrow(model, staying::contains);
+    sums.apply(model);
     model.check();
   }
 }

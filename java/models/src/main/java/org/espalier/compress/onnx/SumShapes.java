@@ -15,11 +15,12 @@ import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SpelledOut;
 import org.espalier.format.onnx.SpelledOut.LayerNorm;
+import org.espalier.format.onnx.ValueTypes;
 
 /**
  * Says of the operands of sums with a layer norm behind them that they have one shape. ONNX Runtime joins such a sum and its norm
  * only where it knows that, which of exported encoders it does not, and its kernel for a layer norm alone takes five times as long
- * since 1.28. Of sums of float32. Of one use.
+ * since 1.28. Of sums that are float32 when they are found. Of one use.
  */
 public final class SumShapes {
   /** The lengths of such sums of three axes, by the sums' names. */
@@ -75,6 +76,7 @@ public final class SumShapes {
 
   /** Says it of the operands that the sums have now, as far as they are there still. */
   void apply(OnnxModel model) {
+    ValueTypes types = ValueTypes.of(model);
     Set<String> given = new HashSet<>(model.outputNames());
     model.inputs().forEach(v -> given.add(v.getName()));
     for (NodeProto n : model.nodes()) {
@@ -83,14 +85,15 @@ public final class SumShapes {
         continue;
       }
       for (String operand : n.getInputList()) {
-        if (model.constant(operand) == null && given.add(operand)) {
-          model.setValueInfo(info(operand, lengths));
+        DataType type = types.of(operand);
+        if (type != null && model.constant(operand) == null && given.add(operand)) {
+          model.setValueInfo(info(operand, type, lengths));
         }
       }
     }
   }
 
-  private ValueInfoProto info(String value, long[] lengths) {
+  private ValueInfoProto info(String value, DataType type, long[] lengths) {
     TensorShapeProto.Builder shape = TensorShapeProto.newBuilder();
     for (long length : lengths) {
       TensorShapeProto.Dimension.Builder dimension = shape.addDimBuilder();
@@ -105,9 +108,7 @@ public final class SumShapes {
         .setType(
             TypeProto.newBuilder()
                 .setTensorType(
-                    TypeProto.Tensor.newBuilder()
-                        .setElemType(DataType.FLOAT_VALUE)
-                        .setShape(shape)))
+                    TypeProto.Tensor.newBuilder().setElemType(type.getNumber()).setShape(shape)))
         .build();
   }
 }
