@@ -502,7 +502,9 @@ class QuantizeTest {
     JsonNode json = Run.of("quantize", floats, "-o", out, "--to", "bfloat16", "--json").json();
     assertEquals(0.5, json.get("size_ratio").asDouble(), json.toString());
     refused("no tensor of float32", out, "-o", folder.resolve("no"), "--to", "float16");
-    refused("is for safetensors", onnx, "-o", folder.resolve("no"), "--to", "float16");
+    Path no = folder.resolve("no");
+    refused("an ONNX model, which --to onnx-float16 takes", onnx, "-o", no, "--to", "float16");
+    refused("no ONNX model, which --to float16 takes", floats, "-o", no, "--to", "onnx-float16");
     refused("needs no examples", floats, "-o", out, "--to", "float16", "--calibration", "a");
     assertFalse(Files.exists(folder.resolve("no")));
   }

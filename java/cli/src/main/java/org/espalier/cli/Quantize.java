@@ -136,6 +136,15 @@ final class Quantize implements Callable<Integer> {
       return isLinear() || halves() != null;
     }
 
+    /** What does the same to models of the other format, where it has that name. */
+    Optional<Target> sibling() {
+      return switch (this) {
+        case FLOAT16 -> Optional.of(ONNX_FLOAT16);
+        case ONNX_FLOAT16 -> Optional.of(FLOAT16);
+        default -> Optional.empty();
+      };
+    }
+
     /** Whether integers are made of a checkpoint's linear layers. */
     boolean isLinear() {
       return this == COMPRESSED_TENSORS || this == COMPRESSED_TENSORS_INT4;
@@ -248,7 +257,8 @@ final class Quantize implements Callable<Integer> {
               + " models; "
               + model
               + " is "
-              + (isOnnx ? "an ONNX model" : "no ONNX model"));
+              + (isOnnx ? "an ONNX model" : "no ONNX model")
+              + form.sibling().map(other -> ", which --to " + other.option + " takes").orElse(""));
     }
     Path target = source.output(output);
     if (isOnnx) {
