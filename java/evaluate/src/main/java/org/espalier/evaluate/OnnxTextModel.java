@@ -24,7 +24,8 @@ import org.espalier.format.onnx.TextInput;
 
 /**
  * A text model in ONNX Runtime: token ids in, hidden states or logits out. The {@link TextInput}s are fed where
- * the model declares them, and each {@link PastInput} is empty; any other input is refused by name.
+ * the model declares them, and each {@link PastInput} is empty, as is said of texts that begin where a model has {@linkplain
+ * PastInput#BRANCH branches}; any other input is refused by name.
  *
  * <p>Runs may overlap from several threads (ONNX Runtime allows it); closing must wait for them.
  */
@@ -36,6 +37,9 @@ public final class OnnxTextModel implements AutoCloseable {
 
   /** Inputs for what was read before a text, which is nothing. */
   private final Map<String, TensorInfo> past = new HashMap<>();
+
+  /** Whether the model has a branch for texts that begin. */
+  private boolean branches;
 
   /**
    * Loads a model from a file.
@@ -81,6 +85,12 @@ public final class OnnxTextModel implements AutoCloseable {
         if (PastInput.isOne(input.getName()) && input.getInfo() instanceof TensorInfo t) {
           PastInput.empty(name, input.getName(), t.getShape(), 1);
           past.put(input.getName(), t);
+          continue;
+        }
+        if (input.getName().equals(PastInput.BRANCH)
+            && input.getInfo() instanceof TensorInfo t
+            && t.type == OnnxJavaType.BOOL) {
+          branches = true;
           continue;
         }
         if (TextInput.of(input.getName()) == null) {
@@ -130,8 +140,11 @@ public final class OnnxTextModel implements AutoCloseable {
           inputs.put(
               e.getKey(), OnnxTensor.createTensor(environment, nothing, empty, e.getValue().type));
         }
+        if (branches) {
+          inputs.put(PastInput.BRANCH, OnnxTensor.createTensor(environment, new boolean[] {false}));
+        }
         for (String input : session.getInputNames()) {
-          if (past.containsKey(input)) {
+          if (inputs.containsKey(input)) {
             continue;
           }
           long[] values = new long[rows * longest];

@@ -42,6 +42,7 @@ import org.espalier.evaluate.TextTokenizer.Tokens;
 import org.espalier.format.onnx.Float16Graph;
 import org.espalier.format.onnx.GroupedDecoder;
 import org.espalier.format.onnx.HalfModels;
+import org.espalier.format.onnx.MergedDecoder;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -105,7 +106,9 @@ class Float16ConverterTest {
     all.add(Arguments.of("tagger", TaggerModel.of(1, VOCABULARY, WIDTH, 3), texts()));
     all.add(Arguments.of("decoder", SmallDecoder.of(1, VOCABULARY, 16, 2), texts()));
     all.add(Arguments.of("tied", SmallDecoder.tied(1, VOCABULARY, 16, 2), texts()));
-    all.add(Arguments.of("past", SmallDecoder.withPast(1, VOCABULARY, 16, 2), texts()));
+    ModelProto past = SmallDecoder.withPast(1, VOCABULARY, 16, 2);
+    all.add(Arguments.of("past", past, texts()));
+    all.add(Arguments.of("merged", MergedDecoder.of(past), texts()));
     for (GroupedDecoder.Form form : GroupedDecoder.Form.values()) {
       all.add(Arguments.of("" + form, GroupedDecoder.of(form, 1, VOCABULARY, 64, 1), texts()));
     }
@@ -160,6 +163,37 @@ class Float16ConverterTest {
       double bytes = converted.model.initializerBytes();
       assertTrue(bytes < 0.62 * original.initializerBytes(), bytes + " bytes");
     }
+  }
+
+  /** Examples run one branch, and nodes of the same names in the other one stay as well. */
+  @Test
+  void whatGoesBeyondFloat16InBranchesStays() {
+    GraphProto.Builder branch =
+        GraphProto.newBuilder()
+            .setName("branch")
+            .addNode(line("a Mul h thousand"))
+            .addNode(line("b Mul a thousand"))
+            .addNode(line("c Mul b thousandth"))
+            .addNode(line("z Mul c thousandth"))
+            .addOutput(value("z", DataType.FLOAT, -1, WIDTH));
+    ModelProto proto =
+        graph(
+            13,
+            GraphProto.newBuilder()
+                .addInitializer(number("thousand", 1000))
+                .addInitializer(number("thousandth", 1e-3f))
+                .addInitializer(
+                    SmallModels.tensor("yes", DataType.BOOL, ByteBuffer.wrap(new byte[] {1}), 1))
+                .addNode(line("always Identity yes"))
+                .addNode(line("h MatMul x w"))
+                .addNode(choice("/choice", "always", "chosen", branch))
+                .addNode(line("y MatMul chosen w")));
+    assertFalse(Converted.of(proto, vectors(WIDTH), false).error < 1);
+    Converted seen = Converted.of(proto, vectors(WIDTH), true);
+    assertTrue(seen.error < 0.01, "error " + seen.error);
+    DataType half = DataType.FLOAT16;
+    DataType wide = DataType.FLOAT;
+    assertEquals(List.of(half, wide, wide, half, half, wide, wide, half), seen.types("Mul"));
   }
 
   /** ONNX Runtime joins sums with the norms behind them where it knows their shapes, and types must be right there. */
@@ -669,6 +703,19 @@ class Float16ConverterTest {
     assertNull(ValueTypes.of(model).of("z"));
     new Float16Converter(model, w -> true).apply();
     assertEquals(DataType.FLOAT16, model.initializer("w").type());
+  }
+
+  /** An int8 model keeps the scales of a table in 16 bits, and computes in 32. */
+  @Test
+  void aModelThatComputesInSixteenBitsIsTold() {
+    OnnxModel model = OnnxModel.of(SmallDecoder.of(1, 2000, 64, 1), "decoder");
+    assertFalse(Float16Graph.isOne(model));
+    OnnxModel int8 = model.copy();
+    new DynamicQuantizer(int8, DynamicQuantizer.Options.defaults()).apply();
+    assertTrue(int8.initializers().stream().anyMatch(i -> i.type() == DataType.FLOAT16));
+    assertFalse(Float16Graph.isOne(int8));
+    new Float16Converter(model, w -> true).apply();
+    assertTrue(Float16Graph.isOne(model));
   }
 
   /** Weights of 4 bits stay as they are, with scales and activations of float16. */

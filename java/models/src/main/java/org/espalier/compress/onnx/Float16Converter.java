@@ -127,31 +127,59 @@ public final class Float16Converter {
       masks.values().clear();
       seen = model.copy();
     }
-    Map<String, String> inputs = lookAtInputs(seen);
-    List<String> values = new ArrayList<>(inputs.keySet());
+    Map<String, String> shown = lookAtInputs(seen);
     for (NodeProto n : model.nodes()) {
       if (!OnnxModel.isOwn(n, "Constant")) {
-        n.getOutputList().stream().filter(staying::isFloat).forEach(values::add);
+        n.getOutputList().stream().filter(staying::isFloat).forEach(v -> shown.put(v, v));
       }
     }
+    List<String> inBranches = List.copyOf(BranchValues.of(model, staying::isFloat));
+    int all = shown.size() + inBranches.size();
     ActivationSource some = source.some(EXAMPLES);
     Map<String, Float> largest = new HashMap<>();
+    List<String> values = List.copyOf(shown.keySet());
     for (int from = 0; from < values.size(); from += VALUES) {
-      progress.at(Phase.CALIBRATE, from, values.size());
-      some.run(
-          seen,
-          values.subList(from, Math.min(values.size(), from + VALUES)),
-          (value, shape, buffer) -> largest.merge(value, largest(buffer), Math::max));
+      progress.at(Phase.CALIBRATE, from, all);
+      Map<String, String> part = new LinkedHashMap<>(shown);
+      part.keySet().retainAll(part(values, from));
+      look(some, seen, part, largest);
+    }
+    for (int from = 0; from < inBranches.size(); from += VALUES) {
+      progress.at(Phase.CALIBRATE, shown.size() + from, all);
+      OnnxModel lifted = seen.copy();
+      look(some, lifted, BranchValues.lift(lifted, part(inBranches, from)), largest);
     }
     largest.forEach(
         (value, most) -> {
           if (most > LARGEST / MARGIN || most > 0 && most < MARGIN * SMALLEST) {
-            staying.stayWith(inputs.getOrDefault(value, value));
+            staying.stayWith(value);
+            staying.namesakes(value).forEach(staying::stayWith);
           }
         });
   }
 
-  /** Has a model give its inputs of float32 as values that can be looked at; the inputs by those. */
+  private static List<String> part(List<String> values, int from) {
+    return values.subList(from, Math.min(values.size(), from + VALUES));
+  }
+
+  /**
+   * Runs a model.
+   *
+   * @param shown what its values are in the model that is converted
+   * @param largest receives the largest magnitudes of these
+   */
+  private static void look(
+      ActivationSource source,
+      OnnxModel model,
+      Map<String, String> shown,
+      Map<String, Float> largest) {
+    source.run(
+        model,
+        shown.keySet(),
+        (value, shape, buffer) -> largest.merge(shown.get(value), largest(buffer), Math::max));
+  }
+
+  /** Has a model give its inputs of float32 as values that can be looked at, with the inputs that they are. */
   private Map<String, String> lookAtInputs(OnnxModel seen) {
     OnnxModel.Names names = seen.names();
     Map<String, String> inputs = new LinkedHashMap<>();

@@ -17,6 +17,7 @@ import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.stream.Collectors;
 import java.util.stream.Stream;
 import org.espalier.format.HalfFloats;
 import org.espalier.format.onnx.Attributes;
@@ -103,6 +104,9 @@ final class Float32Nodes {
   /** The nodes of all graphs by what they read; what a graph gives is read by the node that holds it. */
   private final Map<String, List<NodeProto>> readers = new HashMap<>();
 
+  /** The nodes of all graphs by their own names. */
+  private final Map<String, List<NodeProto>> byName;
+
   /** By the first values that they give. */
   private final Set<String> staying = new HashSet<>();
 
@@ -119,6 +123,7 @@ final class Float32Nodes {
     types = ValueTypes.of(model);
     producers = model.allProducers();
     model.allNodes().forEach(this::addReader);
+    byName = model.allNodes().stream().collect(Collectors.groupingBy(NodeProto::getName));
     Set<String> weighted = new HashSet<>();
     weights.forEach(w -> w.uses().forEach(u -> weighted.add(u.node())));
     model.allNodes().stream()
@@ -366,6 +371,23 @@ final class Float32Nodes {
       stay(producers.get(value));
     }
     readers(value).forEach(this::stay);
+  }
+
+  /**
+   * The values that nodes of the same name give as the same of their outputs: branches for texts that begin and that go on
+   * hold the same nodes, of which examples run one.
+   */
+  List<String> namesakes(String value) {
+    NodeProto producer = producers.get(value);
+    if (producer == null || producer.getName().isEmpty()) {
+      return List.of();
+    }
+    int index = producer.getOutputList().indexOf(value);
+    return byName.getOrDefault(producer.getName(), List.of()).stream()
+        .filter(n -> n.getOutputCount() > index)
+        .map(n -> n.getOutput(index))
+        .filter(v -> !v.isEmpty() && !v.equals(value))
+        .toList();
   }
 
   /** Whether a node squares what it takes. */

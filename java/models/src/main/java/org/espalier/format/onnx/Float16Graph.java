@@ -27,6 +27,23 @@ public final class Float16Graph {
   /** Operators that make a type by themselves. */
   private static final Set<String> MAKE_TYPE = Set.of("Cast", "Constant", "ConstantOfShape");
 
+  /** Operators that compute nothing: tables of 16 bits are looked up in, and what is found is cast. */
+  private static final Set<String> MOVE =
+      Set.of(
+          "Concat",
+          "Expand",
+          "Flatten",
+          "Gather",
+          "GatherElements",
+          "GatherND",
+          "Identity",
+          "Reshape",
+          "Slice",
+          "Split",
+          "Squeeze",
+          "Transpose",
+          "Unsqueeze");
+
   private enum Form {
     FLOAT32,
     FLOAT16
@@ -74,11 +91,14 @@ public final class Float16Graph {
     new Float16Graph(model, stays).narrow();
   }
 
-  /** Whether nodes of a model compute in 16 bits, and do not only keep constants in them. */
+  /** Whether nodes of a model compute in 16 bits, where others only keep constants in them. */
   public static boolean isOne(OnnxModel model) {
     ValueTypes types = ValueTypes.of(model);
     return model.allNodes().stream()
-        .filter(n -> !(OnnxModel.isOwn(n) && MAKE_TYPE.contains(n.getOpType())))
+        .filter(
+            n ->
+                !OnnxModel.isOwn(n)
+                    || !MAKE_TYPE.contains(n.getOpType()) && !MOVE.contains(n.getOpType()))
         .flatMap(n -> n.getOutputList().stream())
         .map(types::of)
         .anyMatch(HalfPrecision::isHalf);

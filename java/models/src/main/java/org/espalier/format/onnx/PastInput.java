@@ -16,6 +16,12 @@ import org.espalier.InputException;
  * past_key_values.0.key}, float [texts, heads, tokens, width]. A text that begins has 0 such tokens.
  */
 public final class PastInput {
+  /**
+   * What models of two branches, one for texts that begin and one for those that go on, call the input that chooses: bool [1],
+   * false for the first.
+   */
+  public static final String BRANCH = "use_cache_branch";
+
   private static final String PREFIX = "past_key_values.";
   private static final String PRESENT = "present.";
 
