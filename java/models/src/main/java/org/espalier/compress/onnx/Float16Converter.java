@@ -133,7 +133,7 @@ public final class Float16Converter {
         n.getOutputList().stream().filter(staying::isFloat).forEach(v -> shown.put(v, v));
       }
     }
-    List<String> inBranches = List.copyOf(BranchValues.of(model, staying::isFloat));
+    Set<String> inBranches = BranchValues.of(model, staying::isFloat);
     int all = shown.size() + inBranches.size();
     ActivationSource some = source.some(EXAMPLES);
     Map<String, Float> largest = new HashMap<>();
@@ -144,16 +144,19 @@ public final class Float16Converter {
       part.keySet().retainAll(part(values, from));
       look(some, seen, part, largest);
     }
-    for (int from = 0; from < inBranches.size(); from += VALUES) {
+    List<String> lifting = List.copyOf(inBranches);
+    for (int from = 0; from < lifting.size(); from += VALUES) {
       progress.at(Phase.CALIBRATE, shown.size() + from, all);
       OnnxModel lifted = seen.copy();
-      look(some, lifted, BranchValues.lift(lifted, part(inBranches, from)), largest);
+      look(some, lifted, BranchValues.lift(lifted, part(lifting, from)), largest);
     }
     largest.forEach(
         (value, most) -> {
           if (most > LARGEST / MARGIN || most > 0 && most < MARGIN * SMALLEST) {
             staying.stayWith(value);
-            staying.namesakes(value).forEach(staying::stayWith);
+            if (inBranches.contains(value)) {
+              staying.namesakes(value).forEach(staying::stayWith);
+            }
           }
         });
   }
