@@ -1,8 +1,5 @@
 package org.espalier.cli;
 
-import com.fasterxml.jackson.databind.node.ArrayNode;
-import com.fasterxml.jackson.databind.node.JsonNodeFactory;
-import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
@@ -33,7 +30,6 @@ import org.espalier.compress.onnx.WeightQuantizer;
 import org.espalier.device.Device;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
-import org.espalier.format.Quantity;
 import org.espalier.format.onnx.Float16Graph;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -91,75 +87,6 @@ import picocli.CommandLine.Parameters;
       "    -o minilm-int8.onnx --to onnx-dynamic",
     })
 final class Quantize implements Callable<Integer> {
-  /** What the output can be. */
-  private enum Target {
-    ONNX_DYNAMIC("onnx-dynamic"),
-    ONNX_QDQ("onnx-qdq"),
-    ONNX_INT4("onnx-int4"),
-    ONNX_INT8("onnx-int8"),
-    ONNX_FLOAT16("onnx-float16"),
-    COMPRESSED_TENSORS("compressed-tensors"),
-    COMPRESSED_TENSORS_INT4("compressed-tensors-int4"),
-    FLOAT16("float16"),
-    BFLOAT16("bfloat16");
-
-    private final String option;
-
-    Target(String option) {
-      this.option = option;
-    }
-
-    /** Whether weights alone are quantized, a block of input channels with a scale of its own. */
-    boolean hasBlocks() {
-      return this == ONNX_INT4 || this == ONNX_INT8;
-    }
-
-    /** Of a weight. */
-    int bits() {
-      return this == ONNX_INT4 || this == COMPRESSED_TENSORS_INT4 ? 4 : 8;
-    }
-
-    static Target parse(String text) {
-      for (Target target : values()) {
-        if (target.option.equals(text)) {
-          return target;
-        }
-      }
-      throw new InputException(
-          "--to "
-              + text
-              + " is none of onnx-dynamic, onnx-qdq, onnx-int4, onnx-int8, onnx-float16,"
-              + " compressed-tensors, compressed-tensors-int4, float16 and bfloat16");
-    }
-
-    boolean isCheckpoint() {
-      return isLinear() || halves() != null;
-    }
-
-    /** What does the same to models of the other format, where it has that name. */
-    Optional<Target> sibling() {
-      return switch (this) {
-        case FLOAT16 -> Optional.of(ONNX_FLOAT16);
-        case ONNX_FLOAT16 -> Optional.of(FLOAT16);
-        default -> Optional.empty();
-      };
-    }
-
-    /** Whether integers are made of a checkpoint's linear layers. */
-    boolean isLinear() {
-      return this == COMPRESSED_TENSORS || this == COMPRESSED_TENSORS_INT4;
-    }
-
-    /** The type that tensors of a checkpoint are rounded to; null where they are not. */
-    SafetensorsDtype halves() {
-      return switch (this) {
-        case FLOAT16 -> SafetensorsDtype.F16;
-        case BFLOAT16 -> SafetensorsDtype.BF16;
-        default -> null;
-      };
-    }
-  }
-
   /** What --block says of all input channels. */
   private static final String ALL = "all";
 
@@ -241,7 +168,7 @@ final class Quantize implements Callable<Integer> {
 
   @Override
   public Integer call() {
-    Target form = Target.parse(to);
+    QuantizeForm form = QuantizeForm.parse(to);
     Device computes = device.use(form.isLinear());
     Machine.isa();
     Clipping clipping = clipping(form);
@@ -258,7 +185,9 @@ final class Quantize implements Callable<Integer> {
               + model
               + " is "
               + (isOnnx ? "an ONNX model" : "no ONNX model")
-              + form.sibling().map(other -> ", which --to " + other.option + " takes").orElse(""));
+              + form.sibling()
+                  .map(other -> ", which --to " + other.option() + " takes")
+                  .orElse(""));
     }
     Path target = source.output(output);
     if (isOnnx) {
@@ -272,11 +201,11 @@ final class Quantize implements Callable<Integer> {
   }
 
   /** What --clip says; null where it says nothing. */
-  private Clipping clipping(Target form) {
+  private Clipping clipping(QuantizeForm form) {
     if (clip == null) {
       return null;
     }
-    if (form != Target.ONNX_QDQ) {
+    if (form != QuantizeForm.ONNX_QDQ) {
       throw new InputException("--clip is for --to onnx-qdq");
     }
     try {
@@ -287,23 +216,23 @@ final class Quantize implements Callable<Integer> {
   }
 
   /** Refuses options that are for other forms. */
-  private void rejectOthers(Target form) {
-    if (form.hasBlocks() || form == Target.COMPRESSED_TENSORS_INT4) {
+  private void rejectOthers(QuantizeForm form) {
+    if (form.hasBlocks() || form == QuantizeForm.COMPRESSED_TENSORS_INT4) {
       block(form);
     } else if (block != null) {
       throw new InputException(
           "--block is for --to onnx-int4, onnx-int8 and compressed-tensors-int4");
     }
-    if (asymmetric && form != Target.COMPRESSED_TENSORS_INT4) {
+    if (asymmetric && form != QuantizeForm.COMPRESSED_TENSORS_INT4) {
       throw new InputException("--asymmetric is for --to compressed-tensors-int4");
     }
-    if (size != null && form != Target.ONNX_INT4) {
+    if (size != null && form != QuantizeForm.ONNX_INT4) {
       throw new InputException("--size is for --to onnx-int4");
     }
     if (size != null && !(size > 0 && size < 1)) {
       throw new InputException("--size " + size + "; above 0 and below 1 is right");
     }
-    if (reduceRange && (form.hasBlocks() || form == Target.ONNX_FLOAT16)) {
+    if (reduceRange && (form.hasBlocks() || form == QuantizeForm.ONNX_FLOAT16)) {
       throw new InputException("--reduce-range is for --to onnx-dynamic and onnx-qdq");
     }
     if (form.isCheckpoint()) {
@@ -325,15 +254,15 @@ final class Quantize implements Callable<Integer> {
   }
 
   /** What the weights of a checkpoint become. */
-  private LinearForm linearForm(Target form) {
-    if (form == Target.COMPRESSED_TENSORS) {
+  private LinearForm linearForm(QuantizeForm form) {
+    if (form == QuantizeForm.COMPRESSED_TENSORS) {
       return LinearForm.INT8;
     }
     return LinearForm.int4(block(form), !asymmetric);
   }
 
   /** The input channels that share a scale; 0 stands for all. */
-  private int block(Target form) {
+  private int block(QuantizeForm form) {
     boolean checkpoint = form.isCheckpoint();
     if (block == null) {
       return checkpoint ? 128 : BlockQuantizer.Options.block(form.bits());
@@ -372,11 +301,11 @@ final class Quantize implements Callable<Integer> {
     }
   }
 
-  private void quantizeOnnx(ModelSource source, Path target, Target form, Clipping clipping) {
+  private void quantizeOnnx(ModelSource source, Path target, QuantizeForm form, Clipping clipping) {
     long begin = System.nanoTime();
     if (!reduceRange
-        && form != Target.ONNX_FLOAT16
-        && (form != Target.ONNX_INT4 || size != null)
+        && form != QuantizeForm.ONNX_FLOAT16
+        && (form != QuantizeForm.ONNX_INT4 || size != null)
         && Int8Saturation.onThisMachine()) {
       common.note(
           form.hasBlocks()
@@ -409,7 +338,7 @@ final class Quantize implements Callable<Integer> {
           };
       progress.update("comparing", 0, 0);
       // Its CPU rounds nothing between nodes of float16.
-      OnnxModel rounded = form == Target.ONNX_FLOAT16 ? Float16Graph.rounding(onnx) : onnx;
+      OnnxModel rounded = form == QuantizeForm.ONNX_FLOAT16 ? Float16Graph.rounding(onnx) : onnx;
       made = done.error().map(e -> e.made(rounded));
       progress.update("timing", 0, 0);
       speedup = calibration.speedup(source, onnx, done.examples(), common::note);
@@ -428,15 +357,16 @@ final class Quantize implements Callable<Integer> {
               + " of two images stays float: in int8 they would change the outputs much more");
     }
     outOfReach.ifPresent(common::note);
-    report(
-        done.names(),
-        done.wide(),
-        done.skipped(),
-        made,
-        FileTree.bytes(onnx.files()),
-        FileTree.bytes(written),
-        speedup,
-        seconds);
+    new QuantizeReport(
+            done.names(),
+            size == null ? Optional.empty() : Optional.of(done.wide()),
+            done.skipped(),
+            made,
+            FileTree.bytes(onnx.files()),
+            FileTree.bytes(written),
+            speedup,
+            seconds)
+        .print(common, to, output);
   }
 
   /**
@@ -462,7 +392,7 @@ final class Quantize implements Callable<Integer> {
         onnx, new DynamicQuantizer.Options(reduceRange, !floatEmbeddings, choice));
   }
 
-  private BlockQuantizer blocks(Target form, OnnxModel onnx, Predicate<OnnxWeight> choice) {
+  private BlockQuantizer blocks(QuantizeForm form, OnnxModel onnx, Predicate<OnnxWeight> choice) {
     return new BlockQuantizer(
         onnx, new BlockQuantizer.Options(form.bits(), block(form), !floatEmbeddings, choice));
   }
@@ -554,8 +484,8 @@ final class Quantize implements Callable<Integer> {
   }
 
   /** Why a model may be slower here that is faster elsewhere. */
-  private static String why(Target form) {
-    return form == Target.ONNX_FLOAT16
+  private static String why(QuantizeForm form) {
+    return form == QuantizeForm.ONNX_FLOAT16
         ? "; on a CPU it computes in float32, with Casts around its nodes: float16 is for GPUs"
         : "";
   }
@@ -574,14 +504,6 @@ final class Quantize implements Callable<Integer> {
             : "of the Convs that in int8 together change an output by more than %.0f %% of its"
                 + " norm it alone changes it most",
         100 * OutputError.LARGE);
-  }
-
-  private static String error(OutputError.Made made) {
-    return String.format(
-        Locale.ROOT,
-        "%.2g %% of the norm of %s on calibration examples",
-        100 * made.largest(),
-        made.output());
   }
 
   private static String warning(OutputError.Made made, int outputs) {
@@ -628,15 +550,13 @@ final class Quantize implements Callable<Integer> {
                   source.path(), target, tensor -> chosen.contains(tensor.name()), dtype),
               progress::update);
     }
-    report(
-        result.tensors(),
-        List.of(),
-        Map.of(),
-        Optional.empty(),
-        result.inputBytes(),
-        result.outputBytes(),
-        Double.NaN,
-        result.seconds().total());
+    QuantizeReport.ofCheckpoint(
+            result.tensors(),
+            Map.of(),
+            result.inputBytes(),
+            result.outputBytes(),
+            result.seconds().total())
+        .print(common, to, output);
   }
 
   private void quantizeCheckpoint(
@@ -708,58 +628,12 @@ final class Quantize implements Callable<Integer> {
               + slow.get(0).shape()
               + "; --exclude leaves weights float");
     }
-    report(
-        result.tensors(),
-        List.of(),
-        left,
-        Optional.empty(),
-        result.inputBytes(),
-        result.outputBytes(),
-        Double.NaN,
-        result.seconds().total());
-  }
-
-  private void report(
-      List<String> quantized,
-      List<String> wide,
-      Map<String, String> skipped,
-      Optional<OutputError.Made> made,
-      long inputBytes,
-      long outputBytes,
-      double speedup,
-      double seconds) {
-    double ratio = inputBytes == 0 ? 1 : (double) outputBytes / inputBytes;
-    if (common.json()) {
-      ObjectNode json = JsonNodeFactory.instance.objectNode();
-      json.put("to", to).put("output", output);
-      json.put("input_bytes", inputBytes).put("output_bytes", outputBytes);
-      json.put("size_ratio", ratio).put("seconds", seconds);
-      made.ifPresent(m -> json.put("error", m.largest()));
-      if (!Double.isNaN(speedup)) {
-        json.put("speedup", speedup);
-      }
-      ArrayNode list = json.putArray("quantized");
-      quantized.forEach(list::add);
-      if (size != null) {
-        wide.forEach(json.putArray("of_8_bits")::add);
-      }
-      ObjectNode left = json.putObject("float");
-      skipped.forEach(left::put);
-      common.print(json);
-      return;
-    }
-    Table table = new Table("", "");
-    table.add("quantized", quantized.size() + " tensors to " + to);
-    if (size != null) {
-      table.add("8 bits", wide.size() + " of them, whose 4 bits would cost most");
-    }
-    table.add("float", skipped.size() + " that could have been");
-    made.ifPresent(m -> table.add("error", error(m)));
-    table.add("size", Format.sizes(outputBytes, inputBytes));
-    if (!Double.isNaN(speedup)) {
-      table.add("speed", Format.speedup(speedup));
-    }
-    table.add("time", Quantity.seconds(seconds));
-    table.print(common.out());
+    QuantizeReport.ofCheckpoint(
+            result.tensors(),
+            left,
+            result.inputBytes(),
+            result.outputBytes(),
+            result.seconds().total())
+        .print(common, to, output);
   }
 }
