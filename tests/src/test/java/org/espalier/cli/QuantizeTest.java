@@ -388,6 +388,15 @@ class QuantizeTest {
     assertTrue(judged.get("outputs").get(0).get("cosine_mean").asDouble() > 0.9999, "" + judged);
     assertTrue(evaluated.err().contains("half.onnx computes in 16 bits"), evaluated.err());
     assertFalse(Run.of("evaluate", cnn, cnn, "--examples", examples).err().contains("16 bits"));
+    Object[] rounding = {"evaluate", cnn, out, "--examples", examples, "--round-float16", "--json"};
+    JsonNode rounded = Run.of(rounding).json();
+    double exactly = judged.get("outputs").get(0).get("relative_error").asDouble();
+    double onGpus = rounded.get("outputs").get(0).get("relative_error").asDouble();
+    assertTrue(onGpus > 1.2 * exactly && onGpus < 0.01, exactly + " and " + onGpus);
+    rounding[2] = cnn;
+    Run wrong = Run.of(rounding);
+    assertEquals(2, wrong.code());
+    assertTrue(wrong.err().contains("--round-float16 is for models that compute in 16 bits"));
     json = with(command, "--exclude", "conv1.*").json();
     assertEquals("it is not chosen", json.get("float").get("conv1.weight").asText());
     assertFalse(json.has("error"), json.toString());
