@@ -30,7 +30,6 @@ import org.espalier.compress.onnx.WeightQuantizer;
 import org.espalier.device.Device;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
-import org.espalier.format.onnx.Float16Graph;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
@@ -337,15 +336,20 @@ final class Quantize implements Callable<Integer> {
             default -> quantizeStatic(source, onnx, choice, judged, clipping, progress);
           };
       progress.update("comparing", 0, 0);
-      // Its CPU rounds nothing between nodes of float16.
-      OnnxModel rounded = form == QuantizeForm.ONNX_FLOAT16 ? Float16Graph.rounding(onnx) : onnx;
-      made = done.error().map(e -> e.made(rounded));
+      made =
+          form == QuantizeForm.ONNX_FLOAT16
+              ? done.error().flatMap(e -> Float16Converter.made(e, onnx))
+              : done.error().map(e -> e.made(onnx));
       progress.update("timing", 0, 0);
       speedup = calibration.speedup(source, onnx, done.examples(), common::note);
       progress.update("writing", 0, 0);
       written = onnx.write(target, source.path());
     }
-    made.filter(m -> !(m.largest() <= OutputError.LARGE))
+    if (done.error().isPresent() && made.isEmpty()) {
+      common.note("the error is not told: ONNX Runtime does not run the model whose nodes round");
+    }
+    double large = form == QuantizeForm.ONNX_FLOAT16 ? Float16Converter.LARGE : OutputError.LARGE;
+    made.filter(m -> !(m.largest() <= large))
         .ifPresent(m -> common.note(warning(m, judged.size())));
     Slowdown.of(speedup).ifPresent(slower -> common.note("warning: " + slower + why(form)));
     double seconds = (System.nanoTime() - begin) * 1e-9;

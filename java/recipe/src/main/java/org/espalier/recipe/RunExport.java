@@ -13,7 +13,6 @@ import org.espalier.compress.onnx.FloatWeights;
 import org.espalier.compress.onnx.OutputError;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
-import org.espalier.format.onnx.Float16Graph;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.image.ImageProcessor;
 import org.espalier.torch.onnx.GraphScript;
@@ -110,14 +109,18 @@ final class RunExport {
     Float16Converter converter = new Float16Converter(half, weight -> true);
     converter.calibrate(some, error);
     converter.apply();
-    OutputError.Made made = error.made(Float16Graph.rounding(half));
     List<String> what = new ArrayList<>();
     what.add(
-        String.format(
-            Locale.ROOT,
-            "float16 model for GPUs, %.2g %% of the norm of %s from the float32 model",
-            100 * made.largest(),
-            made.output()));
+        "float16 model for GPUs"
+            + Float16Converter.made(error, half)
+                .map(
+                    made ->
+                        String.format(
+                            Locale.ROOT,
+                            ", %.2g %% of the norm of %s from the float32 model",
+                            100 * made.largest(),
+                            made.output()))
+                .orElse(""));
     what.addAll(FloatWeights.lines(converter.skipped()));
     add(
         half.write(folder.resolve("model-float16.onnx"), inputs.modelFile),
