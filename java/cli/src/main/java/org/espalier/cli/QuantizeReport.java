@@ -4,7 +4,6 @@ import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.util.List;
-import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import org.espalier.compress.onnx.OutputError;
@@ -58,7 +57,7 @@ record QuantizeReport(
     table.add("quantized", quantized.size() + " tensors to " + form);
     wide.ifPresent(w -> table.add("8 bits", w.size() + " of them, whose 4 bits would cost most"));
     table.add("float", skipped.size() + " that could have been");
-    made.ifPresent(m -> table.add("error", error(m)));
+    made.ifPresent(m -> table.add("error", m.text() + " on calibration examples"));
     table.add("size", Format.sizes(outputBytes, inputBytes));
     if (!Double.isNaN(speedup)) {
       table.add("speed", Format.speedup(speedup));
@@ -83,13 +82,5 @@ record QuantizeReport(
     ObjectNode left = json.putObject("float");
     skipped.forEach(left::put);
     return json;
-  }
-
-  private static String error(OutputError.Made made) {
-    return String.format(
-        Locale.ROOT,
-        "%.2g %% of the norm of %s on calibration examples",
-        100 * made.largest(),
-        made.output());
   }
 }

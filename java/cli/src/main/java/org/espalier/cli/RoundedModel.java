@@ -31,27 +31,24 @@ record RoundedModel(ModelSource source) implements AutoCloseable {
     }
     try {
       Path folder = Files.createTempDirectory(PREFIX);
-      Thread end = new Thread(() -> delete(folder), "espalier-rounded");
-      Runtime.getRuntime().addShutdownHook(end);
+      folder.toFile().deleteOnExit();
       Path file = folder.resolve(model.path().getFileName());
-      Float16Graph.rounding(onnx).write(file);
+      Float16Graph.rounding(onnx).write(file).forEach(made -> made.toFile().deleteOnExit());
       return new RoundedModel(
           new ModelSource(file, model.given(), null, model.kind(), model.maven()));
     } catch (IOException e) {
-      throw new InputException("cannot make a temporary folder: " + e.getMessage(), e);
-    }
-  }
-
-  private static void delete(Path folder) {
-    try {
-      FileTree.delete(folder);
-    } catch (IOException e) {
-      // It lies among temporary files, which the system deletes.
+      throw InputException.of(
+          "a model cannot be stored in " + System.getProperty("java.io.tmpdir"), e);
     }
   }
 
   @Override
   public void close() {
-    delete(source.path().getParent());
+    Path folder = source.path().getParent();
+    try {
+      FileTree.delete(folder);
+    } catch (IOException e) {
+      throw InputException.of("cannot delete " + folder, e);
+    }
   }
 }

@@ -6,7 +6,6 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.Locale;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.Float16Converter;
 import org.espalier.compress.onnx.FloatWeights;
@@ -113,13 +112,7 @@ final class RunExport {
     what.add(
         "float16 model for GPUs"
             + Float16Converter.made(error, half)
-                .map(
-                    made ->
-                        String.format(
-                            Locale.ROOT,
-                            ", %.2g %% of the norm of %s from the float32 model",
-                            100 * made.largest(),
-                            made.output()))
+                .map(made -> ", " + made.text() + " from the float32 model")
                 .orElse(""));
     what.addAll(FloatWeights.lines(converter.skipped()));
     add(

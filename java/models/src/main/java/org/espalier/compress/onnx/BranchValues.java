@@ -14,6 +14,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.function.Predicate;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.InnerGraphs;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -97,11 +98,12 @@ final class BranchValues {
 
   private static GraphProto givingNothing(GraphProto g, OnnxModel.Names names) {
     String name = names.unique("nothing");
-    AttributeProto.Builder value =
-        AttributeProto.newBuilder().setName("value").setType(AttributeProto.AttributeType.TENSOR);
-    value.setT(OnnxInitializer.floats(name, new long[] {0}).message());
     NodeProto.Builder constant =
-        NodeProto.newBuilder().setOpType("Constant").addOutput(name).addAttribute(value);
+        NodeProto.newBuilder()
+            .setOpType("Constant")
+            .addOutput(name)
+            .addAttribute(
+                Attributes.attribute("value", OnnxInitializer.floats(name, new long[] {0})));
     return giving(g.toBuilder().addNode(constant).build(), name);
   }
 }

@@ -1,7 +1,6 @@
 package org.espalier.compress.onnx;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
-import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.ArrayList;
@@ -57,11 +56,7 @@ final class Float16Form {
           .setOpType("Constant")
           .clearInput()
           .clearAttribute()
-          .addAttribute(
-              AttributeProto.newBuilder()
-                  .setName("value")
-                  .setType(AttributeType.TENSOR)
-                  .setT(tensor.message()))
+          .addAttribute(Attributes.attribute("value", tensor))
           .build();
     }
     return InnerGraphs.withEachNode(n, this::plain);

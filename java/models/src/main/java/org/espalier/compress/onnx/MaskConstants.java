@@ -1,7 +1,5 @@
 package org.espalier.compress.onnx;
 
-import ai.onnx.proto.OnnxMl.AttributeProto;
-import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import java.util.LinkedHashSet;
 import java.util.Objects;
@@ -55,12 +53,7 @@ final class MaskConstants {
     NodeProto.Builder b = InnerGraphs.withEachNode(n, this::masked).toBuilder();
     if (OnnxModel.isOwn(n, "ConstantOfShape") && values.contains(n.getOutput(0))) {
       OnnxInitializer filling = OnnxInitializer.ofMessage(Attributes.find(n, "value").getT());
-      b.clearAttribute()
-          .addAttribute(
-              AttributeProto.newBuilder()
-                  .setName("value")
-                  .setType(AttributeType.TENSOR)
-                  .setT(masked(filling).message()));
+      b.clearAttribute().addAttribute(Attributes.attribute("value", masked(filling)));
     }
     return b.build();
   }

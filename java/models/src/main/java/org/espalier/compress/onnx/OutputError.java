@@ -4,6 +4,7 @@ import java.util.ArrayList;
 import java.util.Collection;
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -24,7 +25,12 @@ public final class OutputError {
    * @param largest the error of the output that differs most, which says whether one is spoilt
    * @param output that one; null where there are no outputs
    */
-  public record Made(double mean, double largest, String output) {}
+  public record Made(double mean, double largest, String output) {
+    /** The largest error, in words. */
+    public String text() {
+      return String.format(Locale.ROOT, "%.2g %% of the norm of %s", 100 * largest, output);
+    }
+  }
 
   /**
    * Runs the reference, whose {@link Answers} count.

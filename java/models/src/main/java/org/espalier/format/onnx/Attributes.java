@@ -65,6 +65,15 @@ public final class Attributes {
         .build();
   }
 
+  /** A tensor; its own name does not count. */
+  public static AttributeProto attribute(String name, OnnxInitializer tensor) {
+    return AttributeProto.newBuilder()
+        .setName(name)
+        .setType(AttributeType.TENSOR)
+        .setT(tensor.message())
+        .build();
+  }
+
   public static AttributeProto attribute(String name, long[] values) {
     AttributeProto.Builder b =
         AttributeProto.newBuilder().setName(name).setType(AttributeType.INTS);

@@ -147,13 +147,6 @@ public final class Float16Graph {
     return result;
   }
 
-  /** The inputs of a node that are float32 whatever its others are: the scales of images. */
-  public static boolean isAlwaysFloat32(NodeProto n, int input) {
-    return input > 0
-        && OnnxModel.isOwn(n)
-        && (n.getOpType().equals("Resize") || n.getOpType().equals("Upsample"));
-  }
-
   private void narrow() {
     model.constantInitializers();
     for (OnnxInitializer i : model.initializers()) {
@@ -239,8 +232,10 @@ public final class Float16Graph {
     }
   }
 
+  /** What a node that changes reads as an input: the scales of images are float32 whatever these are. */
   private static Form form(NodeProto n, int input) {
-    return isAlwaysFloat32(n, input) ? Form.FLOAT32 : Form.FLOAT16;
+    boolean scales = input > 0 && (OnnxModel.isOwn(n, "Resize") || OnnxModel.isOwn(n, "Upsample"));
+    return scales ? Form.FLOAT32 : Form.FLOAT16;
   }
 
   /** Whether a node is a tensor of float32. */
@@ -321,12 +316,7 @@ public final class Float16Graph {
     }
     if (form == Form.FLOAT16) {
       OnnxInitializer half = model.constant(value).rounded(DataType.FLOAT16);
-      b.clearAttribute()
-          .addAttribute(
-              AttributeProto.newBuilder()
-                  .setName("value")
-                  .setType(AttributeProto.AttributeType.TENSOR)
-                  .setT(half.message()));
+      b.clearAttribute().addAttribute(Attributes.attribute("value", half));
     }
     return b.build();
   }
