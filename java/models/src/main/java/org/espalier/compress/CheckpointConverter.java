@@ -10,6 +10,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.SortedSet;
 import java.util.TreeSet;
+import java.util.function.Function;
 import java.util.function.Predicate;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
@@ -88,39 +89,29 @@ public final class CheckpointConverter {
                   ModelConfig.FILE,
                   ModelConfig.ofFloats(checkpoint.path()).withType(name(job.dtype())))
               : Map.of();
+      Function<TensorInfo, TensorSpec> outputs =
+          t ->
+              chosen.contains(t.name())
+                  ? new TensorSpec(t.name(), job.dtype(), t.shape())
+                  : TensorSpec.of(t);
       long opened = System.nanoTime();
       try (CheckpointOutput output =
           CheckpointOutput.create(
-              checkpoint,
-              job.target(),
-              t -> List.of(chosen.contains(t.name()) ? spec(t, job) : TensorSpec.of(t)),
-              replaced)) {
-        long inputBytes = checkpoint.tensors().stream().mapToLong(TensorInfo::bytes).sum();
-        long done = 0;
-        long outputBytes = 0;
+              checkpoint, job.target(), t -> List.of(outputs.apply(t)), replaced)) {
         ByteBuffer read = ByteBuffer.allocateDirect(4 * PIECE).order(ByteOrder.LITTLE_ENDIAN);
         ByteBuffer piece = ByteBuffer.allocateDirect(2 * PIECE).order(ByteOrder.LITTLE_ENDIAN);
-        for (TensorInfo tensor : checkpoint.tensorsByPlace()) {
-          progress.at(Progress.Phase.WRITE, done, inputBytes);
-          if (chosen.contains(tensor.name())) {
-            convert(checkpoint.fileOf(tensor.name()), tensor, job.dtype(), read, piece, output);
-            outputBytes += spec(tensor, job).bytes();
-          } else {
-            output.copy(tensor);
-            outputBytes += tensor.bytes();
-          }
-          done += tensor.bytes();
-        }
-        output.commit();
-        progress.at(Progress.Phase.WRITE, done, inputBytes);
-        Seconds seconds = output.seconds(start, opened);
-        return new Result(List.copyOf(chosen), inputBytes, outputBytes, seconds);
+        output.writeAll(
+            chosen,
+            tensor ->
+                convert(checkpoint.fileOf(tensor.name()), tensor, job.dtype(), read, piece, output),
+            progress);
+        return new Result(
+            List.copyOf(chosen),
+            checkpoint.tensors().stream().mapToLong(TensorInfo::bytes).sum(),
+            checkpoint.tensors().stream().map(outputs).mapToLong(TensorSpec::bytes).sum(),
+            output.seconds(start, opened));
       }
     }
-  }
-
-  private static TensorSpec spec(TensorInfo tensor, Job job) {
-    return new TensorSpec(tensor.name(), job.dtype(), tensor.shape());
   }
 
   private static String name(SafetensorsDtype dtype) {

@@ -22,6 +22,7 @@ import java.util.Map;
 import java.util.Set;
 import java.util.SortedMap;
 import java.util.TreeMap;
+import java.util.function.Consumer;
 import java.util.function.Function;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
@@ -257,6 +258,28 @@ final class CheckpointOutput implements AutoCloseable {
     }
     writerOf.get(tensor.name()).append(input.fileOf(tensor.name()), tensor, copyBuffer);
     writeNanos += System.nanoTime() - start;
+  }
+
+  /**
+   * Writes each tensor of the input, in the order in which they lie there, and commits.
+   *
+   * @param changed the names of those that {@code write} writes; others are copied
+   * @param progress hears of the input's bytes
+   */
+  void writeAll(Set<String> changed, Consumer<TensorInfo> write, Progress progress) {
+    long all = input.tensors().stream().mapToLong(TensorInfo::bytes).sum();
+    long done = 0;
+    for (TensorInfo tensor : input.tensorsByPlace()) {
+      progress.at(Progress.Phase.WRITE, done, all);
+      if (changed.contains(tensor.name())) {
+        write.accept(tensor);
+      } else {
+        copy(tensor);
+      }
+      done += tensor.bytes();
+    }
+    commit();
+    progress.at(Progress.Phase.WRITE, done, all);
   }
 
   /**

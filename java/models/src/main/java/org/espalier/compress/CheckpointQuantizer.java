@@ -7,6 +7,7 @@ import java.util.Map;
 import java.util.Set;
 import java.util.SortedSet;
 import java.util.TreeSet;
+import java.util.function.Function;
 import java.util.function.Predicate;
 import org.espalier.InputException;
 import org.espalier.device.Device;
@@ -119,37 +120,31 @@ public final class CheckpointQuantizer {
       for (String tensor : chosen) {
         aligned.of(checkpoint.fileOf(tensor));
       }
+      Function<TensorInfo, List<TensorSpec>> outputs =
+          t -> chosen.contains(t.name()) ? job.form().tensors(t) : List.of(TensorSpec.of(t));
       long opened = System.nanoTime();
       try (CheckpointOutput output =
               CheckpointOutput.create(
-                  checkpoint,
-                  job.target(),
-                  t ->
-                      chosen.contains(t.name()) ? job.form().tensors(t) : List.of(TensorSpec.of(t)),
-                  Map.of(ModelConfig.FILE, json));
+                  checkpoint, job.target(), outputs, Map.of(ModelConfig.FILE, json));
           RowQuantizer rows = new RowQuantizer(job.form(), device, widest(checkpoint, chosen))) {
-        long inputBytes = checkpoint.tensors().stream().mapToLong(TensorInfo::bytes).sum();
-        long done = 0;
-        long total = 0;
-        long outputBytes = 0;
-        for (TensorInfo tensor : checkpoint.tensorsByPlace()) {
-          progress.at(Progress.Phase.WRITE, done, inputBytes);
-          if (chosen.contains(tensor.name())) {
-            SafetensorsFile file = checkpoint.fileOf(tensor.name());
-            String where = file.path() + ": tensor " + Names.quote(tensor.name());
-            rows.quantize(aligned.of(file), tensor.name(), where, output);
-            total += tensor.elements();
-            outputBytes += job.form().tensors(tensor).stream().mapToLong(TensorSpec::bytes).sum();
-          } else {
-            output.copy(tensor);
-            outputBytes += tensor.bytes();
-          }
-          done += tensor.bytes();
-        }
-        output.commit();
-        progress.at(Progress.Phase.WRITE, done, inputBytes);
-        Seconds seconds = output.seconds(start, opened);
-        return new Result(total, List.copyOf(chosen), ignored, inputBytes, outputBytes, seconds);
+        output.writeAll(
+            chosen,
+            tensor -> {
+              SafetensorsFile file = checkpoint.fileOf(tensor.name());
+              String where = file.path() + ": tensor " + Names.quote(tensor.name());
+              rows.quantize(aligned.of(file), tensor.name(), where, output);
+            },
+            progress);
+        return new Result(
+            chosen.stream().map(checkpoint::tensor).mapToLong(TensorInfo::elements).sum(),
+            List.copyOf(chosen),
+            ignored,
+            checkpoint.tensors().stream().mapToLong(TensorInfo::bytes).sum(),
+            checkpoint.tensors().stream()
+                .flatMap(t -> outputs.apply(t).stream())
+                .mapToLong(TensorSpec::bytes)
+                .sum(),
+            output.seconds(start, opened));
       }
     }
   }
