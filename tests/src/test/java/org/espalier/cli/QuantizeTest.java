@@ -535,7 +535,7 @@ class QuantizeTest {
     refused("none of onnx-dynamic", onnx, "-o", out, "--to", "int4");
     refused("--to", onnx, "-o", out);
     refused("is for safetensors", onnx, "-o", out, "--to", "compressed-tensors");
-    refused("is for .onnx", checkpoint, "-o", out, "--to", "onnx-dynamic");
+    refused("model_type is 'none'", checkpoint, "-o", out, "--to", "onnx-dynamic");
     refused("is the input", onnx, "-o", onnx, "--to", "onnx-dynamic");
     refused("is a directory", onnx, "-o", folder, "--to", "onnx-dynamic");
     refused("ends with .onnx", onnx, "-o", out + ".safetensors", "--to", "onnx-dynamic");
@@ -573,7 +573,9 @@ class QuantizeTest {
     refused("above 0 and below 1", onnx, "-o", out, "--to", "onnx-int4", "--size", "NaN");
     refused("--reduce-range is for", onnx, "-o", out, "--to", "onnx-int8", "--reduce-range");
     refused("than a block", onnx, "-o", out, "--to", "onnx-int4");
-    refused("is for .onnx", checkpoint, "-o", out, "--to", "onnx-int4");
+    refused("model_type is 'none'", checkpoint, "-o", out, "--to", "onnx-int4");
+    Path file = checkpoint.resolve("model.safetensors");
+    refused("is for .onnx", file, "-o", out, "--to", "onnx-int4");
     refused("is the input", checkpoint, "-o", checkpoint, "--to", "compressed-tensors");
   }
 

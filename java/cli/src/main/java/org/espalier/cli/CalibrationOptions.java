@@ -206,8 +206,8 @@ final class CalibrationOptions {
   }
 
   /**
-   * How many times as fast as a file a model is that was made of it, on some of the examples; NaN where there are
-   * none, or ONNX Runtime does not run the file.
+   * How many times as fast as another a model is that was made of it, on some of the examples; NaN where there are
+   * none, or ONNX Runtime does not run the other.
    *
    * @param notes is told the latter
    */
@@ -216,8 +216,8 @@ final class CalibrationOptions {
       OnnxModel made,
       Optional<ActivationSource> examples,
       Consumer<String> notes) {
-    Path original = source.path();
     Optional<ExampleTensors> few = fewTensors(made, source);
+    OnnxModel original = source.asGiven(text -> {}); // said when the model was read
     double speedup;
     if (few.isPresent()) {
       speedup = Savings.speedup(original, made, few.get());
@@ -227,7 +227,7 @@ final class CalibrationOptions {
       return Double.NaN;
     }
     if (Double.isNaN(speedup)) {
-      notes.accept("the speed is not told: ONNX Runtime does not run " + original + " itself");
+      notes.accept("the speed is not told: ONNX Runtime does not run " + source.path() + " itself");
     }
     return speedup;
   }

@@ -28,6 +28,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
       Inspect.class,
       Prune.class,
       Quantize.class,
+      Export.class,
       Evaluate.class,
       Compress.class,
       RecipeCommand.class,

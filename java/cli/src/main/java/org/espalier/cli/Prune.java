@@ -243,10 +243,10 @@ final class Prune implements Callable<Integer> {
     Path masksIn = maskIn == null ? null : ModelSource.path(maskIn);
     Path masksOut = maskOut == null ? null : ModelSource.path(maskOut);
     ModelSource source = ModelSource.find(model, common::note);
-    Path target = source.output(output);
-    if (refit && source.kind() != ModelSource.Kind.ONNX) {
-      throw new InputException("--refit is for .onnx models; " + model + " is no ONNX model");
+    if (refit) {
+      source = source.asOnnx("--refit");
     }
+    Path target = source.output(output);
     Device computes = device.use(source.kind() != ModelSource.Kind.ONNX);
     CheckpointPruner.Result result;
     try (Progress progress = new Progress(common.err(), "reading")) {
@@ -300,11 +300,8 @@ final class Prune implements Callable<Integer> {
     if (outputs.given() && allocation == Allocation.UNIFORM) {
       throw new InputException("--outputs is for --allocation global, which looks at them");
     }
-    ModelSource source = ModelSource.find(model, common::note);
+    ModelSource source = ModelSource.find(model, common::note).asOnnx("--channels");
     device.use(false);
-    if (source.kind() != ModelSource.Kind.ONNX) {
-      throw new InputException("--channels is for .onnx models; " + model + " is no ONNX model");
-    }
     Path target = source.output(output);
     long begin = System.nanoTime();
     OnnxModel onnx = source.onnx(common::note);

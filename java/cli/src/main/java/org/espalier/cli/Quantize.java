@@ -173,6 +173,9 @@ final class Quantize implements Callable<Integer> {
     Clipping clipping = clipping(form);
     rejectOthers(form);
     ModelSource source = ModelSource.find(model, common::note);
+    if (!form.isCheckpoint() && source.isGraph()) {
+      source = source.asOnnx("--to " + to);
+    }
     boolean isOnnx = source.kind() == ModelSource.Kind.ONNX;
     if (isOnnx == form.isCheckpoint()) {
       throw new InputException(

@@ -89,7 +89,7 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
    * @return NaN where ONNX Runtime does not load the model itself, as of bfloat16
    * @throws InputException where a model has other inputs or cannot be run
    */
-  public static double speedup(Path reference, OnnxModel candidate, ExampleTensors examples) {
+  public static double speedup(OnnxModel reference, OnnxModel candidate, ExampleTensors examples) {
     return ofLoaded(
         () -> new RuntimeModel(reference),
         loaded -> {
@@ -114,7 +114,7 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
   /**
    * The same for a text model and the text that has the middle length of some.
    */
-  static double speedup(Path reference, OnnxModel candidate, List<Tokens> texts) {
+  static double speedup(OnnxModel reference, OnnxModel candidate, List<Tokens> texts) {
     Tokens middle =
         texts.stream()
             .sorted(Comparator.comparingInt(Tokens::length))

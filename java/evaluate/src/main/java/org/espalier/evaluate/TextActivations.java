@@ -55,7 +55,7 @@ public final class TextActivations implements ActivationSource {
    * @return NaN where ONNX Runtime does not load the model itself, as of bfloat16
    * @throws InputException where a model cannot be run
    */
-  public double speedup(Path reference, OnnxModel candidate) {
+  public double speedup(OnnxModel reference, OnnxModel candidate) {
     return Savings.speedup(reference, candidate, texts);
   }
 

@@ -15,6 +15,7 @@ import org.espalier.format.onnx.FusedNodes;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.RandomDraws;
 import org.espalier.image.ImageProcessor;
+import org.espalier.transformers.TransformersModel;
 
 /**
  * A model that the user named: a path, or a file inside a Maven artefact.
@@ -51,12 +52,49 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
   }
 
   /**
-   * Reads an ONNX model as commands take it: see {@link #asTaken}.
+   * Reads an ONNX model, or {@linkplain #asOnnx what can be read as one}, as commands take it: see {@link #asTaken}.
    *
    * @param notes receives a line for people about what was changed
    */
   public OnnxModel onnx(Consumer<String> notes) {
-    return asTaken(OnnxModel.read(path), notes);
+    return asTaken(asGiven(notes), notes);
+  }
+
+  /**
+   * Reads an ONNX model as it is.
+   *
+   * @param notes receives a line for people about what of a folder is no part of it
+   */
+  public OnnxModel asGiven(Consumer<String> notes) {
+    return Files.isDirectory(path) ? TransformersModel.read(path, notes) : OnnxModel.read(path);
+  }
+
+  /**
+   * Whether this is ONNX, or a folder of safetensors whose {@code config.json} says what is computed with them, which
+   * {@link #asOnnx} makes of it.
+   */
+  public boolean isGraph() {
+    return kind == Kind.ONNX || kind == Kind.SAFETENSORS && TransformersModel.isOne(path);
+  }
+
+  /**
+   * This model as ONNX.
+   *
+   * @param what needs a graph, for a message
+   * @throws InputException if it {@linkplain #isGraph is none}
+   */
+  public ModelSource asOnnx(String what) {
+    if (!isGraph()) {
+      throw new InputException(
+          what
+              + " is for .onnx models and folders of safetensors with the config.json of a model"
+              + " that can be read as one (model_type "
+              + String.join(", ", TransformersModel.types())
+              + "); "
+              + given
+              + " is no ONNX model");
+    }
+    return new ModelSource(path, given, entry, Kind.ONNX, maven);
   }
 
   /**

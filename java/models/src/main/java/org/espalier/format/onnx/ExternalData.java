@@ -1,27 +1,18 @@
 package org.espalier.format.onnx;
 
 import ai.onnx.proto.OnnxMl.TensorProto;
-import com.google.protobuf.ByteString;
 import com.google.protobuf.UnsafeByteOperations;
-import java.io.IOException;
-import java.nio.ByteBuffer;
-import java.nio.channels.FileChannel;
 import java.nio.file.Path;
-import java.nio.file.StandardOpenOption;
-import java.util.HashMap;
-import java.util.Map;
+import java.util.Collections;
+import java.util.HashSet;
 import java.util.Set;
-import org.espalier.InputException;
+import org.espalier.format.FileRegions;
 
-/** The external data files of a model while it is read. Each is mapped once where one mapping can hold it. */
+/** The external data files of a model while it is read. */
 final class ExternalData {
-  /**
-   * Below this a tensor of a large file is read; the number of mappings of a process is limited.
-   */
-  private static final int MAPPED = 1 << 16;
-
   private final Path folder;
-  private final Map<Path, ByteBuffer> whole = new HashMap<>();
+  private final FileRegions regions = new FileRegions();
+  private final Set<Path> files = new HashSet<>();
 
   /**
    * @param folder the model's folder; null for a model that is not a file
@@ -32,12 +23,12 @@ final class ExternalData {
 
   /** The files that were used so far. */
   Set<Path> files() {
-    return whole.keySet();
+    return Collections.unmodifiableSet(files);
   }
 
   OnnxTensors.External find(TensorProto t, String where) {
     OnnxTensors.External data = OnnxTensors.external(t, folder, where);
-    whole.putIfAbsent(data.file(), null);
+    files.add(data.file());
     return data;
   }
 
@@ -46,31 +37,9 @@ final class ExternalData {
     return t.toBuilder()
         .clearExternalData()
         .clearDataLocation()
-        .setRawData(bytes(data.file(), data.offset(), Math.toIntExact(data.length())))
+        .setRawData(
+            UnsafeByteOperations.unsafeWrap(
+                regions.bytes(data.file(), data.offset(), Math.toIntExact(data.length()))))
         .build();
-  }
-
-  private ByteString bytes(Path file, long offset, int length) {
-    ByteBuffer map = whole.get(file);
-    if (map == null) {
-      try (FileChannel channel = FileChannel.open(file, StandardOpenOption.READ)) {
-        if (channel.size() <= Integer.MAX_VALUE) {
-          map = channel.map(FileChannel.MapMode.READ_ONLY, 0, channel.size());
-          whole.put(file, map);
-        } else if (length >= MAPPED) {
-          return UnsafeByteOperations.unsafeWrap(
-              channel.map(FileChannel.MapMode.READ_ONLY, offset, length));
-        } else {
-          ByteBuffer copy = ByteBuffer.allocate(length);
-          while (copy.hasRemaining() && channel.read(copy, offset + copy.position()) >= 0) {
-            continue;
-          }
-          return ByteString.copyFrom(copy.flip());
-        }
-      } catch (IOException e) {
-        throw new InputException("cannot read " + file + ": " + e.getMessage(), e);
-      }
-    }
-    return UnsafeByteOperations.unsafeWrap(map.slice((int) offset, length));
   }
 }

@@ -16,6 +16,7 @@ import java.util.Arrays;
 import java.util.Objects;
 import java.util.stream.LongStream;
 import org.espalier.InputException;
+import org.espalier.format.FileRegions;
 import org.espalier.format.HalfFloats;
 
 /**
@@ -71,6 +72,20 @@ public final class OnnxInitializer {
         null,
         file,
         offset);
+  }
+
+  /**
+   * A tensor whose data lies in a file, of any size.
+   *
+   * @param offset the first byte; as many follow as type and dimensions ask for
+   * @param regions parts of files that are mapped together
+   */
+  public static OnnxInitializer inFile(
+      String name, DataType type, long[] dims, Path file, long offset, FileRegions regions) {
+    long bytes = OnnxTensors.bytes(type, OnnxTensors.elements(dims));
+    return bytes > Integer.MAX_VALUE
+        ? new OnnxInitializer(name, type, dims.clone(), null, file, offset)
+        : of(name, type, dims, regions.bytes(file, offset, (int) bytes));
   }
 
   /**

@@ -60,6 +60,15 @@ public final class OnnxModel {
   private Set<String> knownNames;
 
   private OnnxModel(String name, Path path, ModelProto proto) {
+    this(name, path, proto, List.of(), Set.of());
+  }
+
+  private OnnxModel(
+      String name,
+      Path path,
+      ModelProto proto,
+      Collection<OnnxInitializer> elsewhere,
+      Set<Path> readFrom) {
     this.name = name;
     this.path = path;
     TensorReader tensors =
@@ -78,6 +87,7 @@ public final class OnnxModel {
         throw new InputException(name + " has two initializers of the name " + t.getName());
       }
     }
+    elsewhere.forEach(i -> initializers.put(i.name(), i));
     GraphProto.Builder others = GraphProto.newBuilder();
     for (NodeProto n : g.getNodeList()) {
       others.addNode(tensors.inline(n));
@@ -96,7 +106,9 @@ public final class OnnxModel {
       }
     }
     rest.clearGraph();
-    this.dataFiles = Set.copyOf(tensors.files());
+    Set<Path> files = new HashSet<>(readFrom);
+    files.addAll(tensors.files());
+    this.dataFiles = Set.copyOf(files);
     check();
   }
 
@@ -136,6 +148,17 @@ public final class OnnxModel {
    */
   public static OnnxModel of(ModelProto proto, String name) {
     return new OnnxModel(name, null, proto);
+  }
+
+  /**
+   * The same with tensors that lie in files.
+   *
+   * @param tensors initializers beside those of the message, of other names
+   * @param files where they lie, which {@link #write} does not replace
+   */
+  public static OnnxModel of(
+      ModelProto proto, String name, Collection<OnnxInitializer> tensors, Set<Path> files) {
+    return new OnnxModel(name, null, proto, tensors, files);
   }
 
   /** A model that changes apart from this one; the data of the tensors is shared. */

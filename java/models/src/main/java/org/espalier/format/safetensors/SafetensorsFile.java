@@ -203,6 +203,12 @@ public final class SafetensorsFile implements AutoCloseable {
     return mapping().bytes(dataStart + tensor.begin() + offset, bytes);
   }
 
+  /** Where the bytes of a tensor of this file begin in it. */
+  public long offset(TensorInfo tensor) {
+    checkRange(tensor, 0, 0);
+    return dataStart + tensor.begin();
+  }
+
   /**
    * Whether the tensor begins at a multiple of its element size, as kernels need it. The format
    * does not promise it: writers of old did not pad the header.

@@ -1,0 +1,114 @@
+package org.espalier.cli;
+
+import com.fasterxml.jackson.databind.node.JsonNodeFactory;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.concurrent.Callable;
+import org.espalier.InputException;
+import org.espalier.format.AtomicFile;
+import org.espalier.format.FileTree;
+import org.espalier.format.Quantity;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.source.ModelSource;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.Parameters;
+
+/** Writes a checkpoint as ONNX. */
+@Command(
+    name = "export",
+    description = {
+      "Writes a folder of safetensors with the config.json of a model of Hugging Face's"
+          + " Transformers as an ONNX file, for ONNX Runtime and for all that is done to ONNX"
+          + " models here: recipes, evaluate, prune, quantize.",
+      "",
+      "Language models of model_type llama, mistral, qwen2 and qwen3 become graphs with inputs and"
+          + " outputs for keys and values, which ONNX Runtime's generators take; text encoders of"
+          + " bert, roberta, xlm-roberta, camembert and distilbert, with the head that classifies"
+          + " texts or tokens where 'architectures' names one, graphs that give"
+          + " last_hidden_state or logits.",
+      "",
+      "What is computed is float32. Tensors keep their types: those of bfloat16 take half the file"
+          + " and are widened when ONNX Runtime loads it. The folder's tokenizer.json is copied"
+          + " beside the model. 'quantize --to onnx-…' and 'prune' with --channels or --refit take"
+          + " such a folder as it is.",
+    },
+    footer = {
+      "",
+      "Examples:",
+      "  espalier export checkpoint/ -o model.onnx",
+      "  espalier quantize checkpoint/ -o model-int4.onnx --to onnx-int4 --calibration texts.txt",
+    })
+final class Export implements Callable<Integer> {
+  private static final String TOKENIZER = "tokenizer.json";
+
+  @Mixin private CommonOptions common;
+
+  @Parameters(paramLabel = "FOLDER", description = "The checkpoint. It is not changed.")
+  private String model;
+
+  @Option(
+      names = {"-o", "--output"},
+      paramLabel = "OUT",
+      required = true,
+      description = "The file to write, with .onnx at its end.")
+  private String output;
+
+  @Override
+  public Integer call() {
+    ModelSource source = ModelSource.find(model, common::note);
+    if (!Files.isDirectory(source.path())) {
+      throw new InputException(
+          model + " is a file; 'export' takes a folder of safetensors with its config.json");
+    }
+    source = source.asOnnx("export");
+    Path target = source.output(output);
+    Path tokenizer = source.path().resolve(TOKENIZER);
+    Path beside = Files.isRegularFile(tokenizer) ? tokenizerBeside(target) : null;
+    List<Path> written;
+    int nodes;
+    try (Progress progress = new Progress(common.err(), "reading")) {
+      OnnxModel onnx = source.onnx(common::note);
+      nodes = onnx.nodes().size();
+      AtomicFile.check(target, onnx.files().toArray(Path[]::new));
+      if (beside != null) {
+        AtomicFile.check(beside, tokenizer);
+      }
+      progress.update("writing", 0, 0);
+      written = onnx.write(target);
+      if (beside != null) {
+        AtomicFile.copy(tokenizer, beside);
+      }
+    }
+    report(target, beside, FileTree.bytes(written), nodes);
+    return 0;
+  }
+
+  /** Where commands find the tokenizer of a model. */
+  private static Path tokenizerBeside(Path target) {
+    String name = target.getFileName().toString();
+    int end = name.endsWith(".onnx") ? name.length() - ".onnx".length() : name.length();
+    return target.resolveSibling(name.substring(0, end) + "-" + TOKENIZER);
+  }
+
+  private void report(Path target, Path tokenizer, long bytes, int nodes) {
+    if (common.json()) {
+      ObjectNode json = JsonNodeFactory.instance.objectNode();
+      json.put("output", target.toString()).put("bytes", bytes).put("nodes", nodes);
+      if (tokenizer != null) {
+        json.put("tokenizer", tokenizer.toString());
+      }
+      common.print(json);
+      return;
+    }
+    common
+        .out()
+        .println("wrote " + target + " (" + Quantity.bytes(bytes) + ", " + nodes + " nodes)");
+    if (tokenizer != null) {
+      common.out().println("its tokenizer as " + tokenizer);
+    }
+  }
+}

@@ -1,0 +1,356 @@
+package org.espalier.transformers;
+
+import ai.onnx.proto.OnnxMl.AttributeProto;
+import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.ModelProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.OperatorSetIdProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.TypeProto;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashSet;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.TreeSet;
+import java.util.function.Supplier;
+import java.util.stream.Collectors;
+import org.espalier.InputException;
+import org.espalier.format.FileRegions;
+import org.espalier.format.Names;
+import org.espalier.format.NearNames;
+import org.espalier.format.onnx.Attributes;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.safetensors.Checkpoint;
+import org.espalier.format.safetensors.TensorInfo;
+
+/**
+ * A graph that is written node by node, in float32, with the tensors of a checkpoint under their own names. Methods that
+ * write nodes return the value that these give; {@code path} says where in the model they stand, as {@code
+ * encoder.layer.0.output.dense}, which is also how the checkpoint calls their tensors.
+ */
+final class GraphWriter {
+  /** Operators of ONNX itself, with LayerNormalization. */
+  private static final long OPSET = 17;
+
+  /** The version of the format that goes with them. */
+  private static final long IR_VERSION = 8;
+
+  /** The domain of ONNX Runtime's own operators. */
+  static final String RUNTIME = "com.microsoft";
+
+  private final Checkpoint checkpoint;
+  private final FileRegions regions = new FileRegions();
+  private final GraphProto.Builder graph = GraphProto.newBuilder().setName("main_graph");
+  private final Map<String, OnnxInitializer> tensors = new LinkedHashMap<>();
+  private final Map<String, String> written = new LinkedHashMap<>();
+  private final Set<String> taken = new HashSet<>();
+  private boolean usesRuntime;
+
+  GraphWriter(Checkpoint checkpoint) {
+    this.checkpoint = checkpoint;
+  }
+
+  /** Whether the checkpoint has a tensor of this name. */
+  boolean has(String name) {
+    return checkpoint.tensor(name) != null;
+  }
+
+  /**
+   * What the names of a model's tensors begin with where it lies in one that has a head.
+   *
+   * @param prefix how such begin
+   * @param known what such a tensor is called behind it
+   * @return {@code prefix}, or nothing where the checkpoint is of the model alone
+   */
+  String base(String prefix, String known) {
+    return has(prefix + known) ? prefix : "";
+  }
+
+  /** An input of int64 [batch, tokens]. */
+  String input(String name, String tokens) {
+    graph.addInput(value(name, DataType.INT64, "batch_size", tokens));
+    return name;
+  }
+
+  /**
+   * An input of floats.
+   *
+   * @param dims numbers, or names of lengths that are not known
+   */
+  String floatInput(String name, Object... dims) {
+    graph.addInput(value(name, DataType.FLOAT, dims));
+    return name;
+  }
+
+  /** Has the last node, which makes {@code from}, give it out under another name. */
+  void output(String name, String from, Object... dims) {
+    NodeProto.Builder last = graph.getNodeBuilder(graph.getNodeCount() - 1);
+    if (!last.getOutputList().equals(List.of(from))) {
+      throw new IllegalStateException(from + " is not what the last node makes");
+    }
+    last.setOutput(0, name);
+    declareOutput(name, dims);
+  }
+
+  /** Gives out a value that a node has made under this name. */
+  void declareOutput(String name, Object... dims) {
+    graph.addOutput(value(name, DataType.FLOAT, dims));
+  }
+
+  private static ValueInfoProto value(String name, DataType type, Object... dims) {
+    TypeProto.Tensor.Builder tensor = TypeProto.Tensor.newBuilder().setElemType(type.getNumber());
+    for (Object dim : dims) {
+      if (dim instanceof Long length) {
+        tensor.getShapeBuilder().addDimBuilder().setDimValue(length);
+      } else {
+        tensor.getShapeBuilder().addDimBuilder().setDimParam((String) dim);
+      }
+    }
+    return ValueInfoProto.newBuilder()
+        .setName(name)
+        .setType(TypeProto.newBuilder().setTensorType(tensor))
+        .build();
+  }
+
+  /** A node of ONNX itself with one output. */
+  String node(String op, String path, List<String> inputs, AttributeProto... attributes) {
+    String output = path + "/" + op;
+    graph.addNode(node(op, output, inputs, List.of(output), attributes));
+    return output;
+  }
+
+  /** A node of ONNX Runtime's own. */
+  void runtimeNode(
+      String op,
+      String path,
+      List<String> inputs,
+      List<String> outputs,
+      AttributeProto... attributes) {
+    usesRuntime = true;
+    graph.addNode(node(op, path + "/" + op, inputs, outputs, attributes).setDomain(RUNTIME));
+  }
+
+  private static NodeProto.Builder node(
+      String op,
+      String name,
+      List<String> inputs,
+      List<String> outputs,
+      AttributeProto... attributes) {
+    return NodeProto.newBuilder()
+        .setOpType(op)
+        .setName(name)
+        .addAllInput(inputs)
+        .addAllOutput(outputs)
+        .addAllAttribute(Arrays.asList(attributes));
+  }
+
+  /**
+   * A tensor of the checkpoint as float32.
+   *
+   * @param dims what its shape must be
+   * @throws InputException if there is none, or it has another shape or is not of floats
+   */
+  String weight(String name, long... dims) {
+    TensorInfo info = checkpoint.tensor(name);
+    if (info == null) {
+      throw new InputException(
+          checkpoint.path()
+              + " has no tensor "
+              + Names.quote(name)
+              + " of "
+              + Arrays.toString(dims)
+              + "; it has "
+              + NearNames.list(name, checkpoint.tensors().stream().map(TensorInfo::name).toList()));
+    }
+    List<Long> wanted = Arrays.stream(dims).boxed().toList();
+    DataType type = type(info);
+    if (type == null || !info.shape().equals(wanted)) {
+      throw new InputException(
+          checkpoint.path()
+              + ": the tensor "
+              + Names.quote(name)
+              + " is "
+              + info.dtype()
+              + info.shape()
+              + "; F32, F16 or BF16 of "
+              + wanted
+              + " is right by its "
+              + ModelConfig.FILE);
+    }
+    taken.add(name);
+    if (!tensors.containsKey(name)) {
+      Path file = checkpoint.fileOf(name).path();
+      long offset = checkpoint.fileOf(name).offset(info);
+      tensors.put(name, OnnxInitializer.inFile(name, type, dims, file, offset, regions));
+    }
+    return type == DataType.FLOAT
+        ? name
+        : once(
+            name + "/Cast",
+            () ->
+                node(
+                    "Cast", name, List.of(name), Attributes.attribute("to", DataType.FLOAT_VALUE)));
+  }
+
+  private static DataType type(TensorInfo info) {
+    return switch (info.dtype()) {
+      case F32 -> DataType.FLOAT;
+      case F16 -> DataType.FLOAT16;
+      case BF16 -> DataType.BFLOAT16;
+      default -> null;
+    };
+  }
+
+  /** What is written at most once. */
+  private String once(String key, Supplier<String> write) {
+    String known = written.get(key);
+    if (known == null) {
+      known = write.get();
+      written.put(key, known);
+    }
+    return known;
+  }
+
+  /** A constant of whole numbers in one dimension. */
+  String wholes(long... values) {
+    return constant(
+        OnnxInitializer.int64s(
+            "integers/"
+                + Arrays.stream(values).mapToObj(Long::toString).collect(Collectors.joining("_")),
+            new long[] {values.length},
+            values));
+  }
+
+  /** A whole number. */
+  String whole(long value) {
+    return constant(OnnxInitializer.int64s("integer/" + value, new long[0], value));
+  }
+
+  /** A number. */
+  String number(float value) {
+    return constant(OnnxInitializer.floats("number/" + value, new long[0], value));
+  }
+
+  /** A constant; one of this name may be there already. */
+  String constant(OnnxInitializer constant) {
+    tensors.putIfAbsent(constant.name(), constant);
+    return constant.name();
+  }
+
+  /**
+   * x·Wᵀ + b, with W as {@code torch.nn.Linear} has it, [out, in].
+   *
+   * @param bias whether there is a b
+   */
+  String linear(String x, String path, long in, long out, boolean bias) {
+    String product = product(x, path, weight(path + ".weight", out, in));
+    return bias ? node("Add", path, List.of(product, weight(path + ".bias", out))) : product;
+  }
+
+  /** x·Wᵀ of a table [out, in] that may be looked up in too. */
+  String product(String x, String path, String table) {
+    String turned =
+        once(
+            table + "/Transpose",
+            () ->
+                node(
+                    "Transpose",
+                    table,
+                    List.of(table),
+                    Attributes.attribute("perm", new long[] {1, 0})));
+    return node("MatMul", path, List.of(x, turned));
+  }
+
+  /** (x − mean) / √(variance + ε) · w + b over the last axis, as {@code torch.nn.LayerNorm}. */
+  String layerNorm(String x, String path, long width, double epsilon) {
+    boolean old = !has(path + ".weight") && has(path + ".gamma"); // as TensorFlow has them
+    return node(
+        "LayerNormalization",
+        path,
+        List.of(
+            x,
+            weight(path + (old ? ".gamma" : ".weight"), width),
+            weight(path + (old ? ".beta" : ".bias"), width)),
+        Attributes.attribute("axis", -1L),
+        Attributes.attribute("epsilon", epsilon));
+  }
+
+  /** x / √(mean of squares + ε) · w over the last axis. */
+  String rootMeanSquareNorm(String x, String path, long width, double epsilon) {
+    return node(
+        "SimplifiedLayerNormalization",
+        path,
+        List.of(x, weight(path + ".weight", width)),
+        Attributes.attribute("axis", -1L),
+        Attributes.attribute("epsilon", epsilon),
+        Attributes.attribute("stash_type", 1L));
+  }
+
+  /**
+   * An activation by the name that configurations give it.
+   *
+   * @param name one of {@link #ACTIVATIONS}
+   */
+  String activation(String name, String x, String path) {
+    return switch (name) {
+      case "relu" -> node("Relu", path, List.of(x));
+      case "silu", "swish" ->
+          node("Mul", path + "/act", List.of(x, node("Sigmoid", path, List.of(x))));
+      case "gelu" -> {
+        String scaled = node("Div", path, List.of(x, number((float) Math.sqrt(2))));
+        String one =
+            node("Add", path + "/erf", List.of(node("Erf", path, List.of(scaled)), number(1)));
+        String all = node("Mul", path + "/erf", List.of(x, one));
+        yield node("Mul", path + "/act", List.of(all, number(0.5f)));
+      }
+      case "gelu_new", "gelu_pytorch_tanh" -> {
+        // 0.5 · x · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))
+        String cube = node("Pow", path, List.of(x, number(3)));
+        String part = node("Mul", path + "/cube", List.of(cube, number(0.044715f)));
+        String sum = node("Add", path + "/cube", List.of(x, part));
+        String angle =
+            node("Mul", path + "/tanh", List.of(sum, number((float) Math.sqrt(2 / Math.PI))));
+        String one =
+            node("Add", path + "/tanh", List.of(node("Tanh", path, List.of(angle)), number(1)));
+        String half = node("Mul", path + "/half", List.of(x, number(0.5f)));
+        yield node("Mul", path + "/act", List.of(half, one));
+      }
+      default -> throw new IllegalArgumentException(name);
+    };
+  }
+
+  /** The names of activations that are known. */
+  static final List<String> ACTIVATIONS =
+      List.of("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish");
+
+  /** The tensors of the checkpoint that the graph does not use, by name. */
+  Set<String> unused() {
+    Set<String> names = new TreeSet<>(Names.ORDER);
+    checkpoint.tensors().forEach(t -> names.add(t.name()));
+    names.removeAll(taken);
+    return names;
+  }
+
+  /** The model that was written. */
+  OnnxModel model() {
+    ModelProto.Builder model =
+        ModelProto.newBuilder()
+            .setIrVersion(IR_VERSION)
+            .setProducerName("espalier")
+            .addOpsetImport(OperatorSetIdProto.newBuilder().setVersion(OPSET))
+            .setGraph(graph);
+    if (usesRuntime) {
+      model.addOpsetImport(OperatorSetIdProto.newBuilder().setDomain(RUNTIME).setVersion(1));
+    }
+    List<OnnxInitializer> all = new ArrayList<>(tensors.values());
+    Set<Path> files = new HashSet<>();
+    checkpoint.files().forEach(f -> files.add(f.path()));
+    return OnnxModel.of(model.build(), checkpoint.path().toString(), all, files);
+  }
+}

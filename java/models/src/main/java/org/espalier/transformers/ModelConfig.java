@@ -1,0 +1,201 @@
+package org.espalier.transformers;
+
+import com.fasterxml.jackson.core.StreamReadFeature;
+import com.fasterxml.jackson.core.json.JsonReadFeature;
+import com.fasterxml.jackson.databind.DeserializationFeature;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.json.JsonMapper;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Collection;
+import java.util.List;
+import java.util.Set;
+import org.espalier.InputException;
+import org.espalier.format.JsonFile;
+import org.espalier.format.Names;
+
+/** The settings of a {@code config.json}, each checked when it is asked for. Keys that are null count as absent. */
+final class ModelConfig {
+  static final String FILE = "config.json";
+
+  private static final int MOST_BYTES = 16 << 20;
+
+  /** More than any model has; products of two such sizes fit a long. */
+  private static final long MOST = Integer.MAX_VALUE;
+
+  private static final JsonMapper JSON =
+      JsonMapper.builder()
+          .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
+          .enable(StreamReadFeature.STRICT_DUPLICATE_DETECTION)
+          .enable(JsonReadFeature.ALLOW_NON_NUMERIC_NUMBERS) // Python writes NaN and Infinity
+          .build();
+
+  private final String place;
+  private final JsonNode root;
+
+  private ModelConfig(String place, JsonNode root) {
+    this.place = place;
+    this.root = root;
+  }
+
+  /**
+   * Reads the configuration of a model of floats.
+   *
+   * @throws InputException if it is no JSON object, or the model is quantized
+   */
+  static ModelConfig read(Path folder) {
+    Path file = folder.resolve(FILE);
+    JsonNode root = JsonFile.read(file, MOST_BYTES, JSON);
+    if (!root.isObject()) {
+      throw new InputException(file + " is not a JSON object");
+    }
+    for (String key : List.of("quantization_config", "compression_config")) {
+      if (root.hasNonNull(key)) {
+        throw new InputException(
+            file + " has a " + key + ": the model is quantized already; take the float model");
+      }
+    }
+    return new ModelConfig(file.toString(), root);
+  }
+
+  /** What the group of a key says; null where it is absent. */
+  ModelConfig group(String key) {
+    JsonNode value = root.get(key);
+    if (value == null || value.isNull()) {
+      return null;
+    }
+    if (!value.isObject()) {
+      throw wrong(key, "an object");
+    }
+    return new ModelConfig(place + ": " + key, value);
+  }
+
+  boolean has(String key) {
+    return root.hasNonNull(key);
+  }
+
+  /** A whole number of 1 or more, which must be there. */
+  long size(String key) {
+    if (!has(key)) {
+      throw wrong(key, "a whole number of 1 or more");
+    }
+    return size(key, 1);
+  }
+
+  /** A whole number of 1 or more. */
+  long size(String key, long otherwise) {
+    return whole(key, otherwise, 1);
+  }
+
+  /** A whole number of {@code least} or more. */
+  long whole(String key, long otherwise, long least) {
+    if (!has(key)) {
+      return otherwise;
+    }
+    JsonNode value = root.get(key);
+    boolean fits = value.isIntegralNumber() && value.canConvertToLong();
+    if (!fits || value.longValue() < least || value.longValue() > MOST) {
+      throw wrong(key, "a whole number from " + least + " to " + MOST);
+    }
+    return value.longValue();
+  }
+
+  /** A finite number above 0. */
+  double positive(String key, double otherwise) {
+    if (!has(key)) {
+      return otherwise;
+    }
+    double value = root.get(key).isNumber() ? root.get(key).doubleValue() : Double.NaN;
+    if (!(value > 0 && value <= Double.MAX_VALUE)) {
+      throw wrong(key, "a number above 0");
+    }
+    return value;
+  }
+
+  boolean flag(String key, boolean otherwise) {
+    if (!has(key)) {
+      return otherwise;
+    }
+    if (!root.get(key).isBoolean()) {
+      throw wrong(key, "true or false");
+    }
+    return root.get(key).booleanValue();
+  }
+
+  String text(String key, String otherwise) {
+    if (!has(key)) {
+      return otherwise;
+    }
+    if (!root.get(key).isTextual()) {
+      throw wrong(key, "a text");
+    }
+    return root.get(key).textValue();
+  }
+
+  /** A text that is one of some. */
+  String choice(String key, String otherwise, Collection<String> known) {
+    String value = text(key, otherwise);
+    if (!known.contains(value)) {
+      throw new InputException(
+          place
+              + ": "
+              + key
+              + " is "
+              + Names.quote(value)
+              + ", which is not known here; known are "
+              + String.join(", ", known));
+    }
+    return value;
+  }
+
+  /** The texts of a list; empty where the key is absent. */
+  List<String> texts(String key) {
+    List<String> texts = new ArrayList<>();
+    for (JsonNode value : root.path(key)) {
+      if (!value.isTextual()) {
+        throw wrong(key, "a list of texts");
+      }
+      texts.add(value.textValue());
+    }
+    return texts;
+  }
+
+  /** How many entries a list or an object has; 0 where the key is absent. */
+  int entries(String key) {
+    return root.path(key).size();
+  }
+
+  /**
+   * Refuses what no graph here computes.
+   *
+   * @param key must be absent, null, false, 0 or one of {@code harmless}
+   */
+  void refuse(String key, String... harmless) {
+    JsonNode value = root.get(key);
+    boolean off =
+        value == null
+            || value.isNull()
+            || value.isBoolean() && !value.booleanValue()
+            || value.isNumber() && value.doubleValue() == 0
+            || value.isTextual() && Set.of(harmless).contains(value.textValue());
+    if (!off) {
+      throw new InputException(
+          place + ": " + key + " = " + shortened(value) + " is not supported for this model_type");
+    }
+  }
+
+  /** What to throw where the value of a key, or that there is none, is not right. */
+  InputException wrong(String key, String right) {
+    return new InputException(
+        place
+            + (has(key) ? ": " + key + " is " + shortened(root.get(key)) : " has no " + key)
+            + "; "
+            + right
+            + " is right");
+  }
+
+  private static String shortened(JsonNode value) {
+    String text = value.toString();
+    return text.length() <= 60 ? text : text.substring(0, 60) + "…";
+  }
+}

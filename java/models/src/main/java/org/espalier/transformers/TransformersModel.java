@@ -1,0 +1,82 @@
+package org.espalier.transformers;
+
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.TreeMap;
+import java.util.function.Consumer;
+import java.util.stream.Collectors;
+import org.espalier.format.NearNames;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.safetensors.Checkpoint;
+
+/**
+ * Reads checkpoints as Hugging Face's Transformers writes them, a folder with {@code config.json} and safetensors, as ONNX
+ * models. Numbers are computed in float32, whatever type the tensors have; nothing of a folder is run.
+ */
+public final class TransformersModel {
+  private static final Map<String, Architecture> KNOWN =
+      new TreeMap<>(
+          Map.of(
+              "bert", new Encoder(Encoder.Kind.BERT),
+              "camembert", new Encoder(Encoder.Kind.ROBERTA),
+              "distilbert", new Encoder(Encoder.Kind.DISTILBERT),
+              "llama", new Decoder(Decoder.Kind.LLAMA),
+              "mistral", new Decoder(Decoder.Kind.MISTRAL),
+              "qwen2", new Decoder(Decoder.Kind.QWEN2),
+              "qwen3", new Decoder(Decoder.Kind.QWEN3),
+              "roberta", new Encoder(Encoder.Kind.ROBERTA),
+              "xlm-roberta", new Encoder(Encoder.Kind.ROBERTA)));
+
+  /** What checkpoints hold that follows from the configuration. */
+  private static final Set<String> COMPUTED =
+      Set.of("position_ids", "token_type_ids", "inv_freq", "bias_mask");
+
+  private TransformersModel() {}
+
+  /** Whether a path is a folder with a configuration. */
+  public static boolean isOne(Path folder) {
+    return Files.isRegularFile(folder.resolve(ModelConfig.FILE));
+  }
+
+  /** The values of {@code model_type} that can be read. */
+  public static Set<String> types() {
+    return KNOWN.keySet();
+  }
+
+  /**
+   * Reads a model. The data of its tensors stays in the folder's files, which must not change while it is used.
+   *
+   * @param notes receives a line for people about tensors that the model does not use
+   * @throws org.espalier.InputException if a file is missing or invalid, or the model is none that can be read, which says
+   *     why
+   */
+  public static OnnxModel read(Path folder, Consumer<String> notes) {
+    ModelConfig config = ModelConfig.read(folder);
+    String type = config.choice("model_type", "", KNOWN.keySet());
+    List<String> classes = config.texts("architectures");
+    try (Checkpoint checkpoint = Checkpoint.open(folder)) {
+      GraphWriter graph = new GraphWriter(checkpoint);
+      KNOWN.get(type).write(config, graph, classes);
+      Set<String> unused =
+          graph.unused().stream()
+              .filter(name -> !COMPUTED.contains(name.substring(name.lastIndexOf('.') + 1)))
+              .collect(Collectors.toSet());
+      if (!unused.isEmpty()) {
+        notes.accept(
+            unused.size()
+                + (unused.size() == 1 ? " tensor of " : " tensors of ")
+                + folder
+                + (unused.size() == 1 ? " is" : " are")
+                + " not part of what "
+                + (classes.isEmpty() ? type : String.join(", ", classes))
+                + " computes here and left out ("
+                + NearNames.list("", unused)
+                + ")");
+      }
+      return graph.model();
+    }
+  }
+}

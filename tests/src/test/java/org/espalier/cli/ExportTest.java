@@ -1,0 +1,125 @@
+package org.espalier.cli;
+
+import static org.espalier.cli.SmallLanguage.VOCABULARY;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Arrays;
+import org.espalier.torch.Libtorch;
+import org.espalier.transformers.SmallCheckpoint;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** Folders of safetensors with a configuration, as ONNX and back. */
+class ExportTest {
+  @TempDir private Path folder;
+  private Path checkpoint;
+  private Path texts;
+
+  @BeforeEach
+  void makeCheckpoint() throws IOException {
+    Libtorch.load();
+    checkpoint = Files.createDirectory(folder.resolve("checkpoint"));
+    SmallLanguage.write(checkpoint);
+    texts = Files.write(folder.resolve("texts.txt"), SmallLanguage.texts(60, 8));
+    SmallCheckpoint.writeLanguageModel(checkpoint, VOCABULARY);
+  }
+
+  private Path export(Path from, String name) {
+    Path onnx = folder.resolve(name);
+    Run.of("export", from, "-o", onnx).done();
+    return onnx;
+  }
+
+  private double divergence(Path reference, Path candidate) {
+    JsonNode json = Run.of("evaluate", reference, candidate, "--texts", texts, "--json").json();
+    assertTrue(json.path("kl").isNumber(), json.toString());
+    return json.path("kl").asDouble();
+  }
+
+  @Test
+  void aFolderBecomesOnnxWithItsTokenizer() throws IOException {
+    Path onnx = folder.resolve("model.onnx");
+    JsonNode json = Run.of("export", checkpoint, "-o", onnx, "--json").json();
+    assertEquals(onnx.toString(), json.path("output").asText());
+    assertEquals(Files.size(onnx), json.path("bytes").asLong());
+    Path tokenizer = folder.resolve("model-tokenizer.json");
+    assertEquals(tokenizer.toString(), json.path("tokenizer").asText());
+    assertEquals(-1, Files.mismatch(tokenizer, checkpoint.resolve("tokenizer.json")));
+    assertTrue(divergence(onnx, onnx) < 1e-6);
+  }
+
+  @Test
+  void aFolderIsQuantizedAndPrunedAsItIs() {
+    Path onnx = export(checkpoint, "model.onnx");
+    for (String form : new String[] {"onnx-dynamic", "onnx-int4", "onnx-float16"}) {
+      Path out = folder.resolve(form + ".onnx");
+      JsonNode json =
+          Run.of("quantize", checkpoint, "-o", out, "--to", form, "--calibration", texts, "--json")
+              .json();
+      assertTrue(json.path("speedup").asDouble() > 0, json.toString());
+      double divergence = divergence(onnx, out);
+      assertTrue(divergence > 0 && divergence < 0.1, form + ": " + divergence);
+    }
+    for (String[] how : new String[][] {{"--amount", "0.2", "--refit"}, {"--channels", "0.2"}}) {
+      Path out = folder.resolve(how[0] + ".onnx");
+      Object[] args = {"prune", checkpoint, "-o", out, "--calibration", texts, "--json"};
+      Object[] all = Arrays.copyOf(args, args.length + how.length);
+      System.arraycopy(how, 0, all, args.length, how.length);
+      Run.of(all).done();
+      double divergence = divergence(onnx, out);
+      assertTrue(divergence > 0 && divergence < 1, how[0] + ": " + divergence);
+    }
+  }
+
+  /** What a recipe trains goes back into the checkpoint's layout: safetensors beside the same configuration. */
+  @Test
+  void whatIsTrainedGoesBack() throws IOException {
+    Path onnx = export(checkpoint, "model.onnx");
+    Path recipe = folder.resolve("recipe.yaml");
+    Files.writeString(
+        recipe,
+        """
+        model: {file: model.onnx}
+        data: {texts: checkpoint/texts.txt, task: causal-lm, validation: 32, evaluation: 32}
+        stages:
+          - {kind: fine-tune, steps: 12, batch: 16, learning-rate: 1e-2}
+        export: {formats: [onnx, safetensors]}
+        """);
+    Path out = folder.resolve("out");
+    Run.of("compress", recipe, "-o", out).done();
+    assertTrue(divergence(onnx, out.resolve("model.onnx")) > 0.1, "nothing was learned");
+    Path back = Files.createDirectory(folder.resolve("back"));
+    for (String file : new String[] {"config.json", "tokenizer.json"}) {
+      Files.copy(checkpoint.resolve(file), back.resolve(file));
+    }
+    Files.copy(out.resolve("model.safetensors"), back.resolve("model.safetensors"));
+    assertTrue(divergence(out.resolve("model.onnx"), export(back, "back.onnx")) < 1e-6);
+  }
+
+  @Test
+  void refusesWhatDoesNotFit() throws IOException {
+    Path out = folder.resolve("out.onnx");
+    Path onnx = export(checkpoint, "model.onnx");
+    refused("is a file; 'export' takes a folder", onnx, "-o", out);
+    refused("ends with .onnx is right", checkpoint, "-o", folder.resolve("out.safetensors"));
+    refused("there is no file or folder", folder.resolve("none"), "-o", out);
+    refused("the folder", checkpoint, "-o", folder.resolve("none").resolve("out.onnx"));
+    Files.createDirectory(folder.resolve("out-tokenizer.json"));
+    refused("out-tokenizer.json: it is a directory", checkpoint, "-o", out);
+    Files.delete(checkpoint.resolve("config.json"));
+    refused("export is for .onnx models and folders", checkpoint, "-o", out);
+  }
+
+  private void refused(String word, Object... args) {
+    Object[] all = new Object[args.length + 1];
+    all[0] = "export";
+    System.arraycopy(args, 0, all, 1, args.length);
+    Run.refused(folder, new String[] {word}, all);
+  }
+}

@@ -1,0 +1,249 @@
+package org.espalier.transformers;
+
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import java.util.TreeMap;
+import java.util.stream.LongStream;
+import org.espalier.format.HalfFloats;
+import org.espalier.format.safetensors.RawSafetensors;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.format.safetensors.TensorSpec;
+
+/** Folders of random weights as Transformers names them, and the weights for who computes with them otherwise. */
+public final class SmallCheckpoint {
+  private final Map<String, float[]> values = new TreeMap<>();
+  private final Map<String, List<Long>> shapes = new TreeMap<>();
+  private final Random random;
+  private final SafetensorsDtype type;
+
+  /**
+   * @param type F32 or BF16, to which all values are rounded
+   */
+  SmallCheckpoint(long seed, SafetensorsDtype type) {
+    random = new Random(seed);
+    this.type = type;
+  }
+
+  /** Those of a model of type llama in float32 whose heads, as many as its configuration says, are one another's equals. */
+  static SmallCheckpoint languageModel(int words, int hidden, int inner, int layers) {
+    SmallCheckpoint w = new SmallCheckpoint(1, SafetensorsDtype.F32);
+    w.add("model.embed_tokens.weight", 0, 1, words, hidden);
+    for (int n = 0; n < layers; n++) {
+      String path = "model.layers." + n;
+      for (String name : List.of("q_proj", "k_proj", "v_proj", "o_proj")) {
+        w.linear(path + ".self_attn." + name, hidden, hidden, false);
+      }
+      w.norm(path + ".input_layernorm", hidden, false);
+      w.norm(path + ".post_attention_layernorm", hidden, false);
+      w.linear(path + ".mlp.gate_proj", hidden, inner, false);
+      w.linear(path + ".mlp.up_proj", hidden, inner, false);
+      w.linear(path + ".mlp.down_proj", inner, hidden, false);
+    }
+    w.norm("model.norm", hidden, false);
+    w.linear("lm_head", hidden, words, false);
+    return w;
+  }
+
+  /** Writes a language model of two layers. */
+  public static void writeLanguageModel(Path folder, int words) throws IOException {
+    languageModel(words, 64, 96, 2)
+        .write(
+            folder,
+            """
+            {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64,
+             "intermediate_size": 96, "vocab_size": %d, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "max_position_embeddings": 64}
+            """
+                .formatted(words));
+  }
+
+  /** The values of a tensor. */
+  float[] get(String name) {
+    float[] found = values.get(name);
+    if (found == null) {
+      throw new IllegalArgumentException(name);
+    }
+    return found;
+  }
+
+  boolean has(String name) {
+    return values.containsKey(name);
+  }
+
+  /** Values around {@code mean}. */
+  void add(String name, double mean, double deviation, long... shape) {
+    float[] made = new float[(int) LongStream.of(shape).reduce(1, (a, b) -> a * b)];
+    for (int i = 0; i < made.length; i++) {
+      float value = (float) (mean + deviation * random.nextGaussian());
+      made[i] =
+          type == SafetensorsDtype.BF16
+              ? HalfFloats.ofBfloat16(HalfFloats.toBfloat16(value))
+              : value;
+    }
+    values.put(name, made);
+    shapes.put(name, LongStream.of(shape).boxed().toList());
+  }
+
+  /** A Linear module. */
+  void linear(String name, long in, long out, boolean bias) {
+    add(name + ".weight", 0, 0.8 / Math.sqrt(in), out, in);
+    if (bias) {
+      add(name + ".bias", 0, 0.2, out);
+    }
+  }
+
+  void norm(String name, long width, boolean bias) {
+    add(name + ".weight", 1, 0.2, width);
+    if (bias) {
+      add(name + ".bias", 0, 0.2, width);
+    }
+  }
+
+  void remove(String name) {
+    values.remove(name);
+    shapes.remove(name);
+  }
+
+  /** The same with other endings of names. */
+  SmallCheckpoint renamed(String from, String to) {
+    SmallCheckpoint other = new SmallCheckpoint(0, type);
+    values.forEach(
+        (name, value) -> {
+          String now =
+              name.endsWith(from) ? name.substring(0, name.length() - from.length()) + to : name;
+          other.values.put(now, value);
+          other.shapes.put(now, shapes.get(name));
+        });
+    return other;
+  }
+
+  /** Writes {@code config.json} and {@code model.safetensors}. */
+  void write(Path folder, String config) throws IOException {
+    Files.createDirectories(folder);
+    Files.writeString(folder.resolve("config.json"), config);
+    Map<TensorSpec, byte[]> tensors = new LinkedHashMap<>();
+    values.forEach(
+        (name, value) -> tensors.put(new TensorSpec(name, type, shapes.get(name)), bytes(value)));
+    RawSafetensors.write(folder.resolve("model.safetensors"), Map.of("format", "pt"), tensors);
+  }
+
+  private byte[] bytes(float[] value) {
+    ByteBuffer bytes =
+        ByteBuffer.allocate(value.length * type.bits() / 8).order(ByteOrder.LITTLE_ENDIAN);
+    for (float v : value) {
+      if (type == SafetensorsDtype.BF16) {
+        bytes.putShort(HalfFloats.toBfloat16(v));
+      } else {
+        bytes.putFloat(v);
+      }
+    }
+    return bytes.array();
+  }
+
+  /** W·x + b of a Linear module. */
+  double[] linear(String name, double[] x) {
+    float[] w = get(name + ".weight");
+    double[] y = new double[w.length / x.length];
+    for (int o = 0; o < y.length; o++) {
+      double sum = has(name + ".bias") ? get(name + ".bias")[o] : 0;
+      for (int i = 0; i < x.length; i++) {
+        sum += (double) w[o * x.length + i] * x[i];
+      }
+      y[o] = sum;
+    }
+    return y;
+  }
+
+  /** A row of a table. */
+  double[] row(String name, int row, int width) {
+    double[] values = new double[width];
+    for (int i = 0; i < width; i++) {
+      values[i] = get(name)[row * width + i];
+    }
+    return values;
+  }
+
+  /** Root mean square norm. */
+  double[] rootMeanSquareNorm(String name, double[] x, double epsilon) {
+    double squares = 0;
+    for (double v : x) {
+      squares += v * v;
+    }
+    double factor = 1 / Math.sqrt(squares / x.length + epsilon);
+    double[] y = new double[x.length];
+    for (int i = 0; i < x.length; i++) {
+      y[i] = x[i] * factor * get(name + ".weight")[i];
+    }
+    return y;
+  }
+
+  double[] layerNorm(String name, double[] x, double epsilon) {
+    double mean = 0;
+    for (double v : x) {
+      mean += v / x.length;
+    }
+    double variance = 0;
+    for (double v : x) {
+      variance += (v - mean) * (v - mean) / x.length;
+    }
+    double[] y = new double[x.length];
+    for (int i = 0; i < x.length; i++) {
+      y[i] =
+          (x[i] - mean) / Math.sqrt(variance + epsilon) * get(name + ".weight")[i]
+              + get(name + ".bias")[i];
+    }
+    return y;
+  }
+
+  static double[] plus(double[] a, double[] b) {
+    double[] sum = new double[a.length];
+    for (int i = 0; i < a.length; i++) {
+      sum[i] = a[i] + b[i];
+    }
+    return sum;
+  }
+
+  /**
+   * softmax(q·k / √width) · v for one query and one head.
+   *
+   * @param from the first key that is seen
+   * @param to the end of those
+   * @param offset where the head begins in queries
+   * @param shared where it begins in keys and values
+   */
+  static void attend(
+      double[] q,
+      double[][] k,
+      double[][] v,
+      int from,
+      int to,
+      int offset,
+      int shared,
+      int width,
+      double[] out) {
+    double[] scores = new double[to];
+    double largest = Double.NEGATIVE_INFINITY;
+    for (int t = from; t < to; t++) {
+      for (int i = 0; i < width; i++) {
+        scores[t] += q[offset + i] * k[t][shared + i] / Math.sqrt(width);
+      }
+      largest = Math.max(largest, scores[t]);
+    }
+    double sum = 0;
+    for (int t = from; t < to; t++) {
+      sum += Math.exp(scores[t] - largest);
+    }
+    for (int t = from; t < to; t++) {
+      for (int i = 0; i < width; i++) {
+        out[offset + i] += Math.exp(scores[t] - largest) / sum * v[t][shared + i];
+      }
+    }
+  }
+}

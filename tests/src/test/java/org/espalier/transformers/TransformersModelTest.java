@@ -1,0 +1,134 @@
+package org.espalier.transformers;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxModel;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** What is not as a configuration says is refused, with the file, the key or the tensor, and what would be right. */
+class TransformersModelTest {
+  private static final String CONFIG =
+      """
+      {"model_type": "llama", "hidden_size": 32, "intermediate_size": 16, "vocab_size": 10,
+       "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 8}
+      """;
+
+  @TempDir private Path folder;
+  private SmallCheckpoint weights;
+
+  @BeforeEach
+  void makeFolder() throws IOException {
+    weights = SmallCheckpoint.languageModel(10, 32, 16, 1);
+    weights.write(folder, CONFIG);
+  }
+
+  private void config(String from, String to) throws IOException {
+    assertTrue(CONFIG.contains(from), from);
+    Files.writeString(folder.resolve("config.json"), CONFIG.replace(from, to));
+  }
+
+  private void refused(String... words) {
+    InputException e =
+        assertThrows(InputException.class, () -> TransformersModel.read(folder, note -> {}));
+    for (String word : words) {
+      assertTrue(e.getMessage().contains(word), () -> "no '" + word + "' in: " + e.getMessage());
+    }
+  }
+
+  @Test
+  void theModelItselfIsRead() {
+    assertTrue(TransformersModel.isOne(folder));
+    assertFalse(TransformersModel.isOne(folder.resolve("none")));
+    OnnxModel model = TransformersModel.read(folder, note -> {});
+    assertEquals(
+        folder.resolve("model.safetensors"), model.files().get(0), "what must not be overwritten");
+    InputException e =
+        assertThrows(InputException.class, () -> model.write(folder.resolve("model.safetensors")));
+    assertTrue(e.getMessage().contains("is the input"), e.getMessage());
+  }
+
+  @Test
+  void configurationsThatAreNot() throws IOException {
+    Files.writeString(folder.resolve("config.json"), "[1]");
+    refused("config.json is not a JSON object");
+    Files.writeString(folder.resolve("config.json"), "{\"model_type\": ");
+    refused("config.json is not JSON");
+    config("{\"model_type\"", "{\"hidden_size\": 1, \"model_type\"");
+    refused("config.json is not JSON", "hidden_size");
+  }
+
+  @Test
+  void kindsThatAreNotKnown() throws IOException {
+    config("\"llama\"", "\"mamba\"");
+    refused("model_type is 'mamba'", "known are bert, ", "qwen3");
+    config("\"model_type\": \"llama\", ", "");
+    refused("model_type is ''");
+    config("{\"model_type\"", "{\"quantization_config\": {\"bits\": 4}, \"model_type\"");
+    refused("has a quantization_config", "take the float model");
+  }
+
+  @Test
+  void numbersThatDoNotFit() throws IOException {
+    config("\"hidden_size\": 32, ", "");
+    refused("has no hidden_size");
+    config("\"hidden_size\": 32", "\"hidden_size\": -32");
+    refused("hidden_size is -32; a whole number from 1 to 2147483647 is right");
+    config("\"hidden_size\": 32", "\"hidden_size\": 1e400");
+    refused("hidden_size is ");
+    config("\"num_attention_heads\": 2", "\"num_attention_heads\": 3");
+    refused("hidden_size is 32; a multiple of num_attention_heads = 3 is right");
+    config("\"num_attention_heads\": 2", "\"num_attention_heads\": 4, \"num_key_value_heads\": 3");
+    refused("num_key_value_heads is 3; a divisor of num_attention_heads = 4 is right");
+    config("\"hidden_size\": 32", "\"hidden_size\": 32, \"head_dim\": 15");
+    refused("heads of 15 numbers");
+    config("\"max_position_embeddings\": 8", "\"max_position_embeddings\": 2000000000");
+    refused("max_position_embeddings = 2000000000 takes a table");
+    config("\"hidden_size\": 32", "\"hidden_size\": 32, \"rms_norm_eps\": \"small\"");
+    refused("rms_norm_eps is \"small\"; a number above 0 is right");
+    config("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 2000000000");
+    refused("no tensor 'model.layers.1.");
+  }
+
+  @Test
+  void whatIsNotComputedHere() throws IOException {
+    config("\"hidden_size\": 32", "\"hidden_size\": 32, \"hidden_act\": \"quick\"");
+    refused("hidden_act is 'quick'", "known are gelu,");
+    config(
+        "\"hidden_size\": 32",
+        "\"hidden_size\": 32, \"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4.0}");
+    refused("rope_scaling: rope_type is 'yarn'", "known are default, linear, llama3");
+    config("\"hidden_size\": 32", "\"hidden_size\": 32, \"rope_scaling\": {\"type\": \"linear\"}");
+    refused("rope_scaling has no factor; a number above 0 is right");
+    config("\"hidden_size\": 32", "\"hidden_size\": 32, \"partial_rotary_factor\": 0.5");
+    refused("partial_rotary_factor is 0.5; 1, for heads that turn as a whole, is right");
+    config("\"hidden_size\": 32", "\"hidden_size\": 32, \"partial_rotary_factor\": 1.0");
+    TransformersModel.read(folder, note -> {});
+    config("\"hidden_size\": 32", "\"hidden_size\": 32, \"layer_types\": [\"linear_attention\"]");
+    refused("layer_types is [\"linear_attention\"]; full_attention or sliding_attention");
+  }
+
+  @Test
+  void tensorsThatDoNotFit() throws IOException {
+    weights.remove("model.layers.0.mlp.up_proj.weight");
+    weights.write(folder, CONFIG);
+    refused(
+        folder + " has no tensor 'model.layers.0.mlp.up_proj.weight' of [16, 32]",
+        "it has 'model.layers.0.mlp.");
+    weights.linear("model.layers.0.mlp.up_proj", 16, 32, false);
+    weights.write(folder, CONFIG);
+    refused(
+        "the tensor 'model.layers.0.mlp.up_proj.weight' is F32[32, 16]",
+        "F32, F16 or BF16 of [16, 32] is right by its config.json");
+    Files.delete(folder.resolve("model.safetensors"));
+    refused("holds neither model.safetensors nor ");
+  }
+}
