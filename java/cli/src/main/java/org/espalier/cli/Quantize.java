@@ -15,9 +15,11 @@ import java.util.stream.Collectors;
 import org.espalier.InputException;
 import org.espalier.compress.CheckpointConverter;
 import org.espalier.compress.CheckpointQuantizer;
+import org.espalier.compress.LinearFitting;
 import org.espalier.compress.LinearForm;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.BlockQuantizer;
+import org.espalier.compress.onnx.CalibratedLinears;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.Float16Converter;
@@ -30,6 +32,7 @@ import org.espalier.compress.onnx.WeightQuantizer;
 import org.espalier.device.Device;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
+import org.espalier.format.NearNames;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
@@ -168,7 +171,7 @@ final class Quantize implements Callable<Integer> {
   @Override
   public Integer call() {
     QuantizeForm form = QuantizeForm.parse(to);
-    Device computes = device.use(form.isLinear());
+    Device computes = device.use(form.isLinear() && !calibration.given());
     Machine.isa();
     Clipping clipping = clipping(form);
     rejectOthers(form);
@@ -238,20 +241,26 @@ final class Quantize implements Callable<Integer> {
       throw new InputException("--reduce-range is for --to onnx-dynamic and onnx-qdq");
     }
     if (form.isCheckpoint()) {
-      rejectForCheckpoint();
+      rejectForCheckpoint(form);
     }
     rejectUnseenOutputs();
   }
 
-  private void rejectForCheckpoint() {
-    String option =
-        reduceRange
-            ? "--reduce-range"
-            : floatEmbeddings
-                ? "--float-embeddings"
-                : calibration.given() ? "--calibration" : tokenizer.given() ? "--tokenizer" : null;
+  private void rejectForCheckpoint(QuantizeForm form) {
+    String option = reduceRange ? "--reduce-range" : floatEmbeddings ? "--float-embeddings" : null;
     if (option != null) {
-      throw new InputException(option + " is for ONNX models; --to " + to + " needs no examples");
+      throw new InputException(option + " is for ONNX models");
+    }
+    if (!form.isLinear() && (calibration.given() || tokenizer.given())) {
+      throw new InputException(
+          (calibration.given() ? "--calibration" : "--tokenizer")
+              + " is for integers; --to "
+              + to
+              + " needs no examples");
+    }
+    if (tokenizer.given() && !calibration.given()) {
+      throw new InputException(
+          "--tokenizer is for --calibration, without which --to " + to + " needs no texts");
     }
   }
 
@@ -566,6 +575,14 @@ final class Quantize implements Callable<Integer> {
         .print(common, to, output);
   }
 
+  /** Fits the weights of a checkpoint whose graph is known to the examples of --calibration. */
+  private LinearFitting fitting(ModelSource source, Progress progress) {
+    ModelSource graph = source.asOnnx("--calibration");
+    OnnxModel onnx = graph.asGiven(note -> {}); // what it leaves out stays in the checkpoint
+    return new CalibratedLinears(
+        onnx, calibration.fixed(onnx, graph, tokenizer, common::note, progress), progress::update);
+  }
+
   private void quantizeCheckpoint(
       ModelSource source, Path target, LinearForm form, Device computes) {
     CheckpointQuantizer.check(source.path());
@@ -605,14 +622,26 @@ final class Quantize implements Callable<Integer> {
               .filter(tensor -> tensor.rank() == 2 && !form.isForKernels(tensor))
               .toList();
     }
+    CheckpointQuantizer.Job job =
+        new CheckpointQuantizer.Job(
+            source.path(), target, tensor -> chosen.contains(tensor.name()), form);
     CheckpointQuantizer.Result result;
     try (Progress progress = new Progress(common.err(), "reading")) {
       result =
-          CheckpointQuantizer.quantize(
-              new CheckpointQuantizer.Job(
-                  source.path(), target, tensor -> chosen.contains(tensor.name()), form),
-              computes,
-              progress::update);
+          calibration.given()
+              ? CheckpointQuantizer.quantize(job, fitting(source, progress), progress::update)
+              : CheckpointQuantizer.quantize(job, computes, progress::update);
+    }
+    List<String> unseen =
+        result.tensors().stream().filter(name -> !result.fitted().contains(name)).toList();
+    if (calibration.given() && !unseen.isEmpty()) {
+      common.note(
+          "calibration saw nothing of "
+              + unseen.size()
+              + (unseen.size() == 1 ? " weight, which is" : " weights, which are")
+              + " rounded to the nearest ("
+              + NearNames.list("", unseen)
+              + ")");
     }
     Map<String, String> left =
         result.ignored().stream() // and the head, where the model has none of its own

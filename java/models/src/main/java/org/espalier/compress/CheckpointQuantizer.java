@@ -2,6 +2,7 @@ package org.espalier.compress;
 
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -9,6 +10,7 @@ import java.util.SortedSet;
 import java.util.TreeSet;
 import java.util.function.Function;
 import java.util.function.Predicate;
+import java.util.stream.Collectors;
 import org.espalier.InputException;
 import org.espalier.device.Device;
 import org.espalier.format.Names;
@@ -51,6 +53,7 @@ public final class CheckpointQuantizer {
    *
    * @param total weights that are quantized now
    * @param tensors the tensors that are quantized now
+   * @param fitted those of them whose integers examples chose
    * @param ignored modules of linear layers that stay float, as the configuration names them
    * @param inputBytes bytes of the model's tensors
    * @param outputBytes bytes of the quantized model's tensors
@@ -59,6 +62,7 @@ public final class CheckpointQuantizer {
   public record Result(
       long total,
       List<String> tensors,
+      Set<String> fitted,
       List<String> ignored,
       long inputBytes,
       long outputBytes,
@@ -108,6 +112,20 @@ public final class CheckpointQuantizer {
    * @throws InputException as {@link #quantize(Job, Progress)}
    */
   public static Result quantize(Job job, Device device, Progress progress) {
+    return quantize(job, device, (form, weights, receiver) -> {}, progress);
+  }
+
+  /**
+   * Quantizes a model on the CPU, with integers that examples chose.
+   *
+   * @param fitting finds them; weights that it does not fit are rounded as they are without it
+   * @throws InputException as {@link #quantize(Job, Progress)}
+   */
+  public static Result quantize(Job job, LinearFitting fitting, Progress progress) {
+    return quantize(job, Device.cpu(), fitting, progress);
+  }
+
+  private static Result quantize(Job job, Device device, LinearFitting fitting, Progress progress) {
     long start = System.nanoTime();
     Path folder = folder(job.model());
     ModelConfig config = ModelConfig.read(folder);
@@ -127,9 +145,20 @@ public final class CheckpointQuantizer {
               CheckpointOutput.create(
                   checkpoint, job.target(), outputs, Map.of(ModelConfig.FILE, json));
           RowQuantizer rows = new RowQuantizer(job.form(), device, widest(checkpoint, chosen))) {
+        Set<String> fitted = new HashSet<>();
+        fitting.fit(
+            job.form(),
+            chosen.stream().collect(Collectors.toMap(c -> c, c -> checkpoint.tensor(c).dtype())),
+            weight -> {
+              fitted.add(weight.name());
+              rows.write(checkpoint.tensor(weight.name()), weight, output);
+            });
         output.writeAll(
             chosen,
             tensor -> {
+              if (fitted.contains(tensor.name())) {
+                return;
+              }
               SafetensorsFile file = checkpoint.fileOf(tensor.name());
               String where = file.path() + ": tensor " + Names.quote(tensor.name());
               rows.quantize(aligned.of(file), tensor.name(), where, output);
@@ -138,6 +167,7 @@ public final class CheckpointQuantizer {
         return new Result(
             chosen.stream().map(checkpoint::tensor).mapToLong(TensorInfo::elements).sum(),
             List.copyOf(chosen),
+            Set.copyOf(fitted),
             ignored,
             checkpoint.tensors().stream().mapToLong(TensorInfo::bytes).sum(),
             checkpoint.tensors().stream()

@@ -1,15 +1,11 @@
 package org.espalier.compress;
 
 import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
-import java.util.function.Consumer;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.IntPointer;
 import org.espalier.InputException;
-import org.espalier.device.DType;
 import org.espalier.device.Device;
 import org.espalier.device.Tensor;
-import org.espalier.format.HalfFloats;
 import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.format.safetensors.TensorInfo;
 import org.espalier.op.FakeQuantize;
@@ -41,8 +37,6 @@ final class RowQuantizer implements AutoCloseable {
   private final RowLane[] lanes;
   private final FloatPointer scales = new FloatPointer(MAX_ROWS);
   private final IntPointer zeroPoints; // null: all 0
-  private final ByteBuffer stored =
-      ByteBuffer.allocateDirect(4 * MAX_ROWS).order(ByteOrder.LITTLE_ENDIAN);
   private final Nibbles nibbles; // null where integers are not packed
 
   /**
@@ -88,16 +82,7 @@ final class RowQuantizer implements AutoCloseable {
     Tensor view = file.view(tensor);
     long width = form.width(view.dimension(1));
     long rows = view.elements() / width;
-    Target target =
-        new Target(
-            where,
-            view.dtype(),
-            width,
-            scales -> output.append(LinearForm.scaleName(name), scales),
-            form.isPacked()
-                ? words -> output.append(LinearForm.packedName(name), words)
-                : integers -> output.append(name, integers),
-            zeroPointWords(name, view.dimension(1) / width, output));
+    LinearTensors target = new LinearTensors(form, tensor, output, nibbles);
     long step = Math.min(MAX_ROWS, Math.max(1, PIECE / width));
     long pieces = (rows + step - 1) / step;
     int ahead = lanes.length - 1; // as many pieces have begun when one is ended
@@ -109,65 +94,25 @@ final class RowQuantizer implements AutoCloseable {
       }
       if (i >= ahead) {
         long row = (i - ahead) * step;
-        finish(lane(i - ahead), Math.min(step, rows - row), target);
+        finish(lane(i - ahead), Math.min(step, rows - row), target, where);
       }
     }
-    if (target.zeroPoints() != null) {
-      target.zeroPoints().finish();
-    }
-    if (form.isPacked()) {
-      ByteBuffer shape = ByteBuffer.allocate(2 * Long.BYTES).order(ByteOrder.LITTLE_ENDIAN);
-      tensor.shape().forEach(shape::putLong);
-      output.append(LinearForm.shapeName(name), shape.flip());
-    }
-  }
-
-  /**
-   * Where a matrix goes.
-   *
-   * @param where it comes from, for messages
-   * @param dtype of its scales
-   * @param width of a row
-   * @param zeroPoints null where there are none
-   */
-  private record Target(
-      String where,
-      DType dtype,
-      long width,
-      Consumer<ByteBuffer> scales,
-      Consumer<ByteBuffer> integers,
-      ZeroPointWords zeroPoints) {}
-
-  private ZeroPointWords zeroPointWords(String name, long blocks, CheckpointOutput output) {
-    return form.symmetric()
-        ? null
-        : new ZeroPointWords(blocks, words -> output.append(LinearForm.zeroPointName(name), words));
+    target.finish();
   }
 
   private RowLane lane(long piece) {
     return lanes[(int) (piece % lanes.length)];
   }
 
-  private void finish(RowLane lane, long rows, Target target) {
-    findScales(lane, target.where());
+  private void finish(RowLane lane, long rows, LinearTensors target, String where) {
+    findScales(lane, where);
     for (long i = 0; i < rows; i++) {
-      scales.put(i, store(scales.get(i), target.dtype()));
+      scales.put(i, target.scale(scales.get(i)));
+      if (zeroPoints != null) {
+        target.zeroPoint(zeroPoints.get(i));
+      }
     }
-    target.scales().accept(stored.flip());
-    stored.clear();
-    for (long i = 0; zeroPoints != null && i < rows; i++) {
-      target.zeroPoints().add(zeroPoints.get(i));
-    }
-    lane.quantize(
-        scales,
-        zeroPoints,
-        integers -> {
-          if (nibbles == null) {
-            target.integers().accept(integers);
-          } else {
-            nibbles.pack(integers, target.width(), target.integers());
-          }
-        });
+    lane.quantize(scales, zeroPoints, target::integers);
   }
 
   static Tensor matrix(Tensor flat, long rows, long columns) {
@@ -192,24 +137,17 @@ final class RowQuantizer implements AutoCloseable {
     }
   }
 
-  /** Adds the scale to what is stored and returns it as it reads back. */
-  private float store(float scale, DType dtype) {
-    switch (dtype) {
-      case F32 -> {
-        stored.putFloat(scale);
-        return scale;
-      }
-      case BF16 -> {
-        short rounded = HalfFloats.toBfloat16(scale);
-        stored.putShort(rounded);
-        return HalfFloats.ofBfloat16(rounded);
-      }
-      default -> {
-        short rounded = HalfFloats.toFloat16(scale);
-        stored.putShort(rounded);
-        return HalfFloats.ofFloat16(rounded);
-      }
+  /** Writes a weight that was fitted to examples. */
+  void write(TensorInfo tensor, LinearFitting.Fitted fitted, CheckpointOutput output) {
+    LinearTensors target = new LinearTensors(form, tensor, output, nibbles);
+    for (float scale : fitted.scales()) {
+      target.scale(scale);
     }
+    for (int i = 0; !form.symmetric() && i < fitted.zeroPoints().length; i++) {
+      target.zeroPoint(fitted.zeroPoints()[i]);
+    }
+    target.integers(ByteBuffer.wrap(fitted.integers()));
+    target.finish();
   }
 
   @Override

@@ -1,5 +1,7 @@
 package org.espalier.format;
 
+import org.espalier.device.DType;
+
 /** Floats of 16 bits: float16 (IEEE 754 binary16: 5 bits of exponent, 10 of fraction) and bfloat16, the upper half of a float32. */
 public final class HalfFloats {
   /** The largest finite float16. */
@@ -9,6 +11,15 @@ public final class HalfFloats {
   public static final float SMALLEST_FLOAT16 = 0x1p-14f;
 
   private HalfFloats() {}
+
+  /** A value as it reads back from a type. */
+  public static float rounded(float value, DType type) {
+    return switch (type) {
+      case F32 -> value;
+      case BF16 -> ofBfloat16(toBfloat16(value));
+      case F16 -> ofFloat16(toFloat16(value));
+    };
+  }
 
   /** The nearest float16, of two as near the even one; ±∞ from 65,520 on, NaN for NaN. */
   public static short toFloat16(float value) {

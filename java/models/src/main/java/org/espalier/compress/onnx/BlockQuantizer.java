@@ -236,7 +236,11 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
       WeightGrid grid = WeightGrid.blocks(bits, block, 0);
       float[] w = p.matrix(model);
       float[] scales = BlockWeights.scales(bits, w, p.columns, block, importance);
-      byte[] integers = rounding.round(w, p.columns, scales, block, grid.least(), grid.largest());
+      byte[] integers =
+          rounding.round(
+              w,
+              new CompensatedRounding.Grid(
+                  p.columns, scales, null, block, grid.least(), grid.largest()));
       BlockWeights weights = new BlockWeights(bits, p.rows, p.columns, block, scales, integers);
       double[] meanError = ProductFitting.meanError(w, p.columns, scales, block, integers, means);
       fitted.put(p, new Fitted(weights, meanError));

@@ -243,21 +243,18 @@ public final class CompensatedRounding {
    * @return integers [K, N], row-major
    */
   public byte[] round(float[] weights, float[] scales, int qmax) {
-    return round(weights, scales.length, scales, weights.length / scales.length, -qmax, qmax);
+    int n = scales.length;
+    return round(weights, new Grid(n, scales, null, weights.length / n, -qmax, qmax));
   }
 
   /**
-   * The same with a scale for each block of rows of a column.
+   * The same on another grid.
    *
-   * @param n columns of W
-   * @param scales [blocks, N], none of them 0
-   * @param rows of a block; the last one may have fewer
-   * @param least smallest integer
-   * @param largest largest integer
+   * @param grid of as many columns as W has
    */
-  public byte[] round(float[] weights, int n, float[] scales, int rows, int least, int largest) {
+  public byte[] round(float[] weights, Grid grid) {
+    int n = grid.columns();
     byte[] result = new byte[weights.length];
-    Grid grid = new Grid(n, scales, rows, least, largest);
     IntStream.range(0, (n + COLUMNS - 1) / COLUMNS)
         .parallel()
         .forEach(
@@ -268,18 +265,28 @@ public final class CompensatedRounding {
     return result;
   }
 
-  /** What {@link #round(float[], int, float[], int, int, int)} takes. */
-  private record Grid(int n, float[] scales, int rows, int least, int largest) {}
+  /**
+   * What weights are rounded to: w ≈ scale · (q − zero point), with a scale for each block of rows of a column.
+   *
+   * @param scales [blocks, columns], none of them 0
+   * @param zeroPoints [blocks, columns]; null: all 0
+   * @param rows of a block; the last one may have fewer
+   * @param least smallest integer
+   * @param largest largest integer
+   */
+  public record Grid(
+      int columns, float[] scales, byte[] zeroPoints, int rows, int least, int largest) {}
 
   private static void round(
       Block block, float[] weights, Grid grid, int from, int to, byte[] result) {
     int[] order = block.order();
     float[][] factor = block.factor();
     int k = order.length;
-    int n = grid.n();
+    int n = grid.columns();
     int least = grid.least();
     int largest = grid.largest();
     float[] scales = grid.scales();
+    byte[] zeros = grid.zeroPoints();
     int width = to - from;
     float[][] w = new float[k][];
     for (int i = 0; i < k; i++) {
@@ -296,12 +303,13 @@ public final class CompensatedRounding {
         int scale = order[i] / grid.rows() * n + from;
         for (int c = 0; c < width; c++) {
           float s = scales[scale + c];
+          int zero = zeros == null ? 0 : zeros[scale + c];
           int q =
               weights[at + c] == 0
-                  ? 0
-                  : (int) Math.max(least, Math.min(largest, Math.rint(row[c] / s)));
+                  ? zero
+                  : (int) Math.max(least, Math.min(largest, Math.rint(row[c] / s) + zero));
           result[at + c] = (byte) q;
-          error[c] = (row[c] - q * s) / u[0];
+          error[c] = (row[c] - (q - zero) * s) / u[0];
         }
         for (int j = i + 1; j < last; j++) {
           subtract(w[j], error, u[j - i]);
