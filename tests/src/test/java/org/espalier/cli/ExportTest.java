@@ -2,18 +2,24 @@ package org.espalier.cli;
 
 import static org.espalier.cli.SmallLanguage.VOCABULARY;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.List;
+import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.Libtorch;
 import org.espalier.transformers.SmallCheckpoint;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 
 /** Folders of safetensors with a configuration, as ONNX and back. */
 class ExportTest {
@@ -102,6 +108,39 @@ class ExportTest {
     assertTrue(divergence(out.resolve("model.onnx"), export(back, "back.onnx")) < 1e-6);
   }
 
+  /** Integers that examples chose are closer to the original than the nearest, in each form, and run as they lie. */
+  @ParameterizedTest
+  @CsvSource({
+    "compressed-tensors, ''",
+    "compressed-tensors-int4, --block=32",
+    "compressed-tensors-int4, --block=all",
+    "compressed-tensors-int4, --block=32 --asymmetric",
+    "compressed-tensors-int4, --block=all --asymmetric"
+  })
+  void integersOfACheckpointAreFittedAndRun(String form, String options) throws IOException {
+    Path onnx = export(checkpoint, "model.onnx");
+    double[] divergences = new double[2];
+    for (int i = 0; i < 2; i++) {
+      Path out = folder.resolve("quantized-" + i);
+      List<Object> args = new ArrayList<>(List.of("quantize", checkpoint, "-o", out, "--to", form));
+      args.addAll(options.isEmpty() ? List.of() : List.of(options.split(" ")));
+      if (i == 1) {
+        args.addAll(List.of("--calibration", checkpoint.resolve("texts.txt")));
+      }
+      Run run = Run.of(args.toArray()).done();
+      assertFalse(run.err().contains("calibration saw nothing"), run.err());
+      Path written = export(out, "quantized-" + i + ".onnx");
+      assertTrue(
+          OnnxModel.read(written).nodes().stream()
+              .anyMatch(n -> n.getOpType().equals("MatMulNBits")));
+      divergences[i] = divergence(onnx, written);
+    }
+    assertTrue(
+        divergences[1] < (form.endsWith("int4") ? 0.7 : 1) * divergences[0],
+        divergences[0] + " becomes " + divergences[1]);
+    assertTrue(divergences[1] < 0.1, form + options + ": " + divergences[1]);
+  }
+
   @Test
   void refusesWhatDoesNotFit() throws IOException {
     Path out = folder.resolve("out.onnx");
@@ -112,6 +151,26 @@ class ExportTest {
     refused("the folder", checkpoint, "-o", folder.resolve("none").resolve("out.onnx"));
     Files.createDirectory(folder.resolve("out-tokenizer.json"));
     refused("out-tokenizer.json: it is a directory", checkpoint, "-o", out);
+    Path int4 = folder.resolve("int4");
+    Run.refused(
+        folder,
+        new String[] {"--tokenizer is for --calibration"},
+        "quantize",
+        checkpoint,
+        "-o",
+        int4,
+        "--to=compressed-tensors",
+        "--tokenizer=t.json");
+    Run.refused(
+        folder,
+        new String[] {"--calibration is for integers"},
+        "quantize",
+        checkpoint,
+        "-o",
+        int4,
+        "--to=bfloat16",
+        "--calibration",
+        texts);
     Files.delete(checkpoint.resolve("config.json"));
     refused("export is for .onnx models and folders", checkpoint, "-o", out);
   }

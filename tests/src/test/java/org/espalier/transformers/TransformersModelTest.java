@@ -73,7 +73,16 @@ class TransformersModelTest {
     config("\"model_type\": \"llama\", ", "");
     refused("model_type is ''");
     config("{\"model_type\"", "{\"quantization_config\": {\"bits\": 4}, \"model_type\"");
-    refused("has a quantization_config", "take the float model");
+    refused("quantization_config: quant_method is ''", "known are compressed-tensors");
+    String layout = "{\"quantization_config\": {\"quant_method\": \"compressed-tensors\", ";
+    config("{\"model_type\"", layout + "\"format\": \"float-quantized\"}, \"model_type\"");
+    refused("quantization_config: format is 'float-quantized'", "pack-quantized");
+    config(
+        "{\"model_type\"",
+        layout
+            + "\"format\": \"pack-quantized\", \"config_groups\": {\"group_0\": {\"weights\":"
+            + " {\"num_bits\": 8}}}}, \"model_type\"");
+    refused("group_0: weights: num_bits is 8; 8 in int-quantized and 4 in pack-quantized");
   }
 
   @Test
@@ -127,7 +136,7 @@ class TransformersModelTest {
     weights.write(folder, CONFIG);
     refused(
         "the tensor 'model.layers.0.mlp.up_proj.weight' is F32[32, 16]",
-        "F32, F16 or BF16 of [16, 32] is right by its config.json");
+        "F16 or BF16 or F32[16, 32] is right by its config.json");
     Files.delete(folder.resolve("model.safetensors"));
     refused("holds neither model.safetensors nor ");
   }

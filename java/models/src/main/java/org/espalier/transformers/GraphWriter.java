@@ -8,26 +8,16 @@ import ai.onnx.proto.OnnxMl.OperatorSetIdProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.TypeProto;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
-import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.Set;
-import java.util.TreeSet;
 import java.util.function.Supplier;
 import java.util.stream.Collectors;
-import org.espalier.InputException;
-import org.espalier.format.FileRegions;
-import org.espalier.format.Names;
-import org.espalier.format.NearNames;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
-import org.espalier.format.safetensors.Checkpoint;
-import org.espalier.format.safetensors.TensorInfo;
 
 /**
  * A graph that is written node by node, in float32, with the tensors of a checkpoint under their own names. Methods that
@@ -44,21 +34,14 @@ final class GraphWriter {
   /** The domain of ONNX Runtime's own operators. */
   static final String RUNTIME = "com.microsoft";
 
-  private final Checkpoint checkpoint;
-  private final FileRegions regions = new FileRegions();
+  private final CheckpointTensors checkpoint;
   private final GraphProto.Builder graph = GraphProto.newBuilder().setName("main_graph");
   private final Map<String, OnnxInitializer> tensors = new LinkedHashMap<>();
   private final Map<String, String> written = new LinkedHashMap<>();
-  private final Set<String> taken = new HashSet<>();
   private boolean usesRuntime;
 
-  GraphWriter(Checkpoint checkpoint) {
+  GraphWriter(CheckpointTensors checkpoint) {
     this.checkpoint = checkpoint;
-  }
-
-  /** Whether the checkpoint has a tensor of this name. */
-  boolean has(String name) {
-    return checkpoint.tensor(name) != null;
   }
 
   /**
@@ -69,7 +52,7 @@ final class GraphWriter {
    * @return {@code prefix}, or nothing where the checkpoint is of the model alone
    */
   String base(String prefix, String known) {
-    return has(prefix + known) ? prefix : "";
+    return checkpoint.has(prefix + known) ? prefix : "";
   }
 
   /** An input of int64 [batch, tokens]. */
@@ -154,57 +137,22 @@ final class GraphWriter {
    * A tensor of the checkpoint as float32.
    *
    * @param dims what its shape must be
-   * @throws InputException if there is none, or it has another shape or is not of floats
+   * @throws org.espalier.InputException if there is none, or it has another shape or is not of floats
    */
   String weight(String name, long... dims) {
-    TensorInfo info = checkpoint.tensor(name);
-    if (info == null) {
-      throw new InputException(
-          checkpoint.path()
-              + " has no tensor "
-              + Names.quote(name)
-              + " of "
-              + Arrays.toString(dims)
-              + "; it has "
-              + NearNames.list(name, checkpoint.tensors().stream().map(TensorInfo::name).toList()));
-    }
-    List<Long> wanted = Arrays.stream(dims).boxed().toList();
-    DataType type = type(info);
-    if (type == null || !info.shape().equals(wanted)) {
-      throw new InputException(
-          checkpoint.path()
-              + ": the tensor "
-              + Names.quote(name)
-              + " is "
-              + info.dtype()
-              + info.shape()
-              + "; F32, F16 or BF16 of "
-              + wanted
-              + " is right by its "
-              + ModelConfig.FILE);
-    }
-    taken.add(name);
-    if (!tensors.containsKey(name)) {
-      Path file = checkpoint.fileOf(name).path();
-      long offset = checkpoint.fileOf(name).offset(info);
-      tensors.put(name, OnnxInitializer.inFile(name, type, dims, file, offset, regions));
-    }
-    return type == DataType.FLOAT
+    return asFloat32(checkpoint.floats(name, dims));
+  }
+
+  /** A constant of floats as float32. */
+  String asFloat32(OnnxInitializer floats) {
+    String name = constant(floats);
+    return floats.type() == DataType.FLOAT
         ? name
         : once(
             name + "/Cast",
             () ->
                 node(
                     "Cast", name, List.of(name), Attributes.attribute("to", DataType.FLOAT_VALUE)));
-  }
-
-  private static DataType type(TensorInfo info) {
-    return switch (info.dtype()) {
-      case F32 -> DataType.FLOAT;
-      case F16 -> DataType.FLOAT16;
-      case BF16 -> DataType.BFLOAT16;
-      default -> null;
-    };
   }
 
   /** What is written at most once. */
@@ -249,7 +197,10 @@ final class GraphWriter {
    * @param bias whether there is a b
    */
   String linear(String x, String path, long in, long out, boolean bias) {
-    String product = product(x, path, weight(path + ".weight", out, in));
+    String product =
+        QuantizedLinear.isOne(checkpoint, path)
+            ? new QuantizedLinear(this, checkpoint, path, in, out).product(x)
+            : product(x, path, weight(path + ".weight", out, in));
     return bias ? node("Add", path, List.of(product, weight(path + ".bias", out))) : product;
   }
 
@@ -269,7 +220,9 @@ final class GraphWriter {
 
   /** (x − mean) / √(variance + ε) · w + b over the last axis, as {@code torch.nn.LayerNorm}. */
   String layerNorm(String x, String path, long width, double epsilon) {
-    boolean old = !has(path + ".weight") && has(path + ".gamma"); // as TensorFlow has them
+    boolean old =
+        !checkpoint.has(path + ".weight")
+            && checkpoint.has(path + ".gamma"); // as TensorFlow has them
     return node(
         "LayerNormalization",
         path,
@@ -329,14 +282,6 @@ final class GraphWriter {
   static final List<String> ACTIVATIONS =
       List.of("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish");
 
-  /** The tensors of the checkpoint that the graph does not use, by name. */
-  Set<String> unused() {
-    Set<String> names = new TreeSet<>(Names.ORDER);
-    checkpoint.tensors().forEach(t -> names.add(t.name()));
-    names.removeAll(taken);
-    return names;
-  }
-
   /** The model that was written. */
   OnnxModel model() {
     ModelProto.Builder model =
@@ -349,8 +294,6 @@ final class GraphWriter {
       model.addOpsetImport(OperatorSetIdProto.newBuilder().setDomain(RUNTIME).setVersion(1));
     }
     List<OnnxInitializer> all = new ArrayList<>(tensors.values());
-    Set<Path> files = new HashSet<>();
-    checkpoint.files().forEach(f -> files.add(f.path()));
-    return OnnxModel.of(model.build(), checkpoint.path().toString(), all, files);
+    return OnnxModel.of(model.build(), checkpoint.place(), all, checkpoint.files());
   }
 }

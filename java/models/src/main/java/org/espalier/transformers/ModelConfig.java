@@ -39,9 +39,10 @@ final class ModelConfig {
   }
 
   /**
-   * Reads the configuration of a model of floats.
+   * Reads the configuration of a model of floats, or of one whose linear layers are integers of the compressed-tensors
+   * layout.
    *
-   * @throws InputException if it is no JSON object, or the model is quantized
+   * @throws InputException if it is no JSON object, or the model is quantized otherwise
    */
   static ModelConfig read(Path folder) {
     Path file = folder.resolve(FILE);
@@ -49,13 +50,37 @@ final class ModelConfig {
     if (!root.isObject()) {
       throw new InputException(file + " is not a JSON object");
     }
-    for (String key : List.of("quantization_config", "compression_config")) {
-      if (root.hasNonNull(key)) {
-        throw new InputException(
-            file + " has a " + key + ": the model is quantized already; take the float model");
+    ModelConfig config = new ModelConfig(file.toString(), root);
+    config.refuse("compression_config");
+    ModelConfig quantization = config.group("quantization_config");
+    if (quantization != null) {
+      quantization.checkQuantization();
+    }
+    return config;
+  }
+
+  /** Checks that integers are of the layout that linear layers are read in. */
+  private void checkQuantization() {
+    choice("quant_method", "", List.of("compressed-tensors"));
+    String format = choice("format", "", List.of("int-quantized", "pack-quantized"));
+    refuse("kv_cache_scheme");
+    ModelConfig groups = group("config_groups");
+    List<String> names = new ArrayList<>();
+    if (groups != null) {
+      groups.root.fieldNames().forEachRemaining(names::add);
+    }
+    for (String name : names) {
+      ModelConfig scheme = groups.group(name);
+      ModelConfig weights = scheme == null ? null : scheme.group("weights");
+      if (weights == null) {
+        continue;
+      }
+      weights.choice("type", "int", List.of("int"));
+      long bits = weights.size("num_bits", 8);
+      if (bits != (format.equals("int-quantized") ? 8 : 4)) {
+        throw weights.wrong("num_bits", "8 in int-quantized and 4 in pack-quantized");
       }
     }
-    return new ModelConfig(file.toString(), root);
   }
 
   /** What the group of a key says; null where it is absent. */

@@ -58,10 +58,11 @@ public final class TransformersModel {
     String type = config.choice("model_type", "", KNOWN.keySet());
     List<String> classes = config.texts("architectures");
     try (Checkpoint checkpoint = Checkpoint.open(folder)) {
-      GraphWriter graph = new GraphWriter(checkpoint);
+      CheckpointTensors tensors = new CheckpointTensors(checkpoint);
+      GraphWriter graph = new GraphWriter(tensors);
       KNOWN.get(type).write(config, graph, classes);
       Set<String> unused =
-          graph.unused().stream()
+          tensors.left().stream()
               .filter(name -> !COMPUTED.contains(name.substring(name.lastIndexOf('.') + 1)))
               .collect(Collectors.toSet());
       if (!unused.isEmpty()) {

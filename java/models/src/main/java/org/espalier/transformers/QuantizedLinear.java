@@ -1,0 +1,183 @@
+package org.espalier.transformers;
+
+import static org.espalier.format.onnx.Attributes.attribute;
+
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import java.nio.ByteBuffer;
+import java.nio.FloatBuffer;
+import java.util.List;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.safetensors.SafetensorsDtype;
+
+/**
+ * The product of a linear layer whose weight a checkpoint of the compressed-tensors layout has as integers: ONNX Runtime's
+ * {@code MatMulNBits}, which rounds activations to 8 bits, a block of a row at a time. Words of eight integers of 4 bits are
+ * its bytes as they lie; of 8 bits it wants numbers from 0 on, which are made.
+ */
+final class QuantizedLinear {
+  private static final String PACKED = ".weight_packed";
+  private static final String SCALE = ".weight_scale";
+  private static final String ZERO_POINT = ".weight_zero_point";
+
+  private static final int PER_WORD = 8;
+
+  /** Blocks that ONNX Runtime has kernels for, for layers that have one scale an output. */
+  private static final long[] BLOCKS = {128, 64, 32, 16};
+
+  /** ONNX Runtime's number for activations of 8 bits. */
+  private static final long INT8_ACTIVATIONS = 4;
+
+  private final GraphWriter graph;
+  private final CheckpointTensors tensors;
+  private final String path;
+  private final long in;
+  private final long out;
+
+  /**
+   * @param path of the layer
+   */
+  QuantizedLinear(GraphWriter graph, CheckpointTensors tensors, String path, long in, long out) {
+    this.graph = graph;
+    this.tensors = tensors;
+    this.path = path;
+    this.in = in;
+    this.out = out;
+  }
+
+  /** Whether the weight of a layer is integers. */
+  static boolean isOne(CheckpointTensors tensors, String path) {
+    return tensors.has(path + PACKED) || tensors.has(path + ".weight", SafetensorsDtype.I8);
+  }
+
+  /**
+   * Writes x·Wᵀ.
+   *
+   * @throws InputException if tensors are missing or have other shapes
+   */
+  String product(String x) {
+    for (String other : List.of(".weight_g_idx", ".weight_global_scale")) {
+      if (tensors.has(path + other)) {
+        throw new InputException(
+            tensors.place() + ": weights with " + path + other + " are not supported");
+      }
+    }
+    boolean packed = tensors.has(path + PACKED);
+    if (tensors.has(path + ".weight_shape")) {
+      tensors.ignore(path + ".weight_shape"); // the configuration tells
+    }
+    long blocks = packed ? blocks() : 1;
+    long block = blocks == 1 ? kernelBlock() : in / blocks;
+    long parts = in / block / blocks; // of a block of the checkpoint
+    String integers = graph.constant(packed ? ofFourBits(block) : ofEightBits(block));
+    String scales = scales(blocks, parts);
+    List<String> inputs =
+        tensors.has(path + ZERO_POINT)
+            ? List.of(x, integers, scales, zeroPoints(blocks, parts))
+            : List.of(x, integers, scales);
+    String product = path + "/MatMulNBits";
+    graph.runtimeNode(
+        "MatMulNBits",
+        path,
+        inputs,
+        List.of(product),
+        attribute("K", in),
+        attribute("N", out),
+        attribute("bits", packed ? 4L : 8L),
+        attribute("block_size", block),
+        attribute("accuracy_level", INT8_ACTIVATIONS));
+    return product;
+  }
+
+  private OnnxInitializer ofFourBits(long block) {
+    return tensors.bytes(
+        path + PACKED,
+        SafetensorsDtype.I32,
+        new long[] {out, in / PER_WORD},
+        DataType.UINT8,
+        new long[] {out, in / block, block / 2});
+  }
+
+  private OnnxInitializer ofEightBits(long block) {
+    ByteBuffer signed =
+        tensors
+            .bytes(
+                path + ".weight",
+                SafetensorsDtype.I8,
+                new long[] {out, in},
+                DataType.INT8,
+                new long[] {out, in})
+            .data();
+    ByteBuffer made = ByteBuffer.allocateDirect(signed.remaining());
+    while (signed.hasRemaining()) {
+      made.put((byte) (signed.get() ^ 0x80));
+    }
+    return OnnxInitializer.of(
+        path + ".weight", DataType.UINT8, new long[] {out, in / block, block}, made.flip());
+  }
+
+  /** How many scales an output has. */
+  private long blocks() {
+    long blocks = tensors.columns(path + SCALE);
+    boolean fits = in % PER_WORD == 0 && blocks > 0 && in % blocks == 0;
+    long block = fits ? in / blocks : 0;
+    if (!fits || blocks > 1 && (block < 16 || block > 256 || Long.bitCount(block) != 1)) {
+      throw new InputException(
+          tensors.place()
+              + ": "
+              + path
+              + SCALE
+              + " has "
+              + blocks
+              + " scales for "
+              + in
+              + " inputs; blocks of 16, 32, 64, 128 or 256, or one for all, are right");
+    }
+    return blocks;
+  }
+
+  private long kernelBlock() {
+    for (long block : BLOCKS) {
+      if (in % block == 0) {
+        return block;
+      }
+    }
+    throw new InputException(
+        tensors.place() + ": " + path + " has " + in + " inputs, which are no blocks of 16");
+  }
+
+  /** Those of each output, each as often as it has parts. */
+  private String scales(long blocks, long parts) {
+    OnnxInitializer stored =
+        tensors.floats(path + SCALE, new long[] {out, blocks}, new long[] {out * blocks});
+    if (parts == 1) {
+      return graph.asFloat32(stored);
+    }
+    FloatBuffer values = stored.floats();
+    float[] repeated = new float[Math.toIntExact(out * parts)];
+    for (int i = 0; i < repeated.length; i++) {
+      repeated[i] = values.get((int) (i / parts));
+    }
+    return graph.constant(
+        OnnxInitializer.floats(stored.name(), new long[] {out * parts}, repeated));
+  }
+
+  /** Two in a byte, each output's from a byte of its own on; the checkpoint has eight outputs' in a word. */
+  private String zeroPoints(long blocks, long parts) {
+    long words = (out + PER_WORD - 1) / PER_WORD;
+    int[] packed = tensors.words(path + ZERO_POINT, words, blocks);
+    int all = Math.toIntExact(blocks * parts);
+    int bytes = (all + 1) / 2;
+    ByteBuffer made = ByteBuffer.allocateDirect(Math.toIntExact(out * bytes));
+    for (int o = 0; o < out; o++) {
+      for (int b = 0; b < all; b++) {
+        int word = packed[(int) (o / PER_WORD * blocks + b / parts)];
+        int zero = word >>> 4 * (o % PER_WORD) & 15;
+        int at = o * bytes + b / 2;
+        made.put(at, (byte) (made.get(at) | zero << 4 * (b % 2)));
+      }
+    }
+    return graph.constant(
+        OnnxInitializer.of(path + ZERO_POINT, DataType.UINT8, new long[] {out * bytes}, made));
+  }
+}
