@@ -12,6 +12,7 @@ import org.espalier.compress.onnx.ProductSite.Product;
 import org.espalier.compress.onnx.fitting.ActivationStatistics;
 import org.espalier.compress.onnx.fitting.Equalization;
 import org.espalier.format.onnx.ConstantVector;
+import org.espalier.format.onnx.InnerGraphs;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.slf4j.Logger;
@@ -42,29 +43,27 @@ final class ActivationEqualizer {
 
   ActivationEqualizer(OnnxModel model) {
     this.model = model;
-    this.producers = model.producers();
+    this.producers = model.allProducers();
     this.consumers = model.consumers();
   }
 
   /**
    * Finds the equalization of each site.
    *
-   * @param statistics of the activations of all sites, by name
+   * @param statistics of what the products of each read
    * @param qmax largest integer of the weights
    * @param done hears of each site, from several threads
    */
   Map<ProductSite, Equalization> search(
-      List<ProductSite> sites,
-      Map<String, ActivationStatistics> statistics,
-      int qmax,
-      Runnable done) {
+      Map<ProductSite, ActivationStatistics> statistics, int qmax, Runnable done) {
+    List<ProductSite> sites = List.copyOf(statistics.keySet());
     List<Equalization> found =
         sites.parallelStream()
             .map(
                 s -> {
                   Equalization equalization =
                       Equalization.search(
-                          statistics.get(s.activation),
+                          statistics.get(s),
                           s.products.stream().map(p -> p.matrix(model)).toList(),
                           isShiftable(s),
                           qmax);
@@ -83,7 +82,7 @@ final class ActivationEqualizer {
       boolean scaled = scalable.get(i) && e.gain() > 0 && e.gain() >= WORTH_SCALING * total;
       LOG.debug(
           "{}: relative noise {} to {}, {}",
-          sites.get(i).activation,
+          sites.get(i).activation(),
           e.noiseBefore() / e.signal(),
           e.noiseAfter() / e.signal(),
           scaled ? "scaled" : "not scaled");
@@ -97,24 +96,26 @@ final class ActivationEqualizer {
    * channels can become 1, and few do so in calibration: scaled up, the others would be clipped where they do.
    */
   private boolean isScalable(ProductSite s) {
-    NodeProto producer = producers.get(s.activation);
-    return producer == null || !OnnxModel.isOwn(producer, "Softmax");
+    return s.activations.stream()
+        .map(producers::get)
+        .noneMatch(producer -> producer != null && OnnxModel.isOwn(producer, "Softmax"));
   }
 
   /** Whether every reader of a site's activation can take back a shift. */
   private boolean isShiftable(ProductSite s) {
-    if (ConstantVector.input(model, producers.get(s.activation), s.channels) < 0
-        || ProductSite.isOutput(model, s.activation)) {
+    if (s.inner
+        || ConstantVector.input(model, producers.get(s.activation()), s.channels) < 0
+        || ProductSite.isOutput(model, s.activation())) {
       return false;
     }
     Set<String> products = new HashSet<>();
     for (Product p : s.products) {
-      if (p.biasAdd == null) {
+      if (!p.isBiased()) {
         return false;
       }
-      products.add(p.output);
+      products.addAll(p.outputs);
     }
-    for (NodeProto reader : consumers.get(s.activation)) {
+    for (NodeProto reader : consumers.get(s.activation())) {
       if (!products.contains(reader.getOutput(0)) && otherOperand(reader, s) == null) {
         return false;
       }
@@ -127,9 +128,9 @@ final class ActivationEqualizer {
     if (!reader.getOpType().equals("Add")) {
       return null;
     }
-    String value = reader.getInput(reader.getInput(0).equals(s.activation) ? 1 : 0);
+    String value = reader.getInput(reader.getInput(0).equals(s.activation()) ? 1 : 0);
     boolean alone =
-        !value.equals(s.activation)
+        !value.equals(s.activation())
             && consumers.getOrDefault(value, List.of()).size() == 1
             && !ProductSite.isOutput(model, value);
     NodeProto n = producers.get(value);
@@ -138,52 +139,95 @@ final class ActivationEqualizer {
 
   /** Rewrites the model, and tells the sites and products what they read now. */
   void apply(Map<ProductSite, Equalization> equalizations) {
-    OnnxModel.Names names = model.names();
-    Map<String, double[]> changes = new HashMap<>();
-    Map<String, ProductSite> scaled = new HashMap<>();
-    equalizations.forEach(
-        (site, e) -> {
-          if (e.isShifted()) {
-            shift(site, e.shift(), changes);
-          }
-          if (e.isScaled()) {
-            site.products.forEach(p -> scaled.put(p.output, site));
-          }
-        });
-    List<NodeProto> nodes = new ArrayList<>();
-    Map<ProductSite, String> factors = new HashMap<>();
-    for (NodeProto n : model.nodes()) {
-      String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
-      ProductSite site = scaled.get(output);
-      if (site != null) {
-        Equalization e = equalizations.get(site);
-        String x = factors.computeIfAbsent(site, s -> multiply(s, e.scale(), names, nodes));
-        String w = scale(product(site, output), e.scale(), names);
-        nodes.add(n.toBuilder().setInput(0, x).setInput(1, w).build());
-      } else if (changes.containsKey(output)) {
-        nodes.add(ConstantVector.changed(model, names, n, changes.get(output)));
-      } else {
-        nodes.add(n);
-      }
-    }
-    model.setNodes(nodes);
-    factors.forEach((site, value) -> site.activation = value);
+    new Rewriting(equalizations).run();
     RuntimeForm.removeUnused(model);
   }
 
-  private static Product product(ProductSite site, String output) {
-    return site.products.stream().filter(p -> p.output.equals(output)).findFirst().orElseThrow();
+  /** One pass over the nodes that emits the new ones. */
+  private final class Rewriting {
+    private final OnnxModel.Names names = model.names();
+
+    /** What is added to the vectors of nodes, by the outputs of the nodes. */
+    private final Map<String, double[]> changes = new HashMap<>();
+
+    /** The sites that are scaled, and their products, by the outputs of the products' nodes. */
+    private final Map<String, ProductSite> sites = new HashMap<>();
+
+    private final Map<String, Product> products = new HashMap<>();
+
+    /** The vectors of 1/s. */
+    private final Map<ProductSite, String> factors = new HashMap<>();
+
+    /** What the products of a site read now. */
+    private final Map<ProductSite, List<String>> activations = new HashMap<>();
+
+    private final Map<ProductSite, Equalization> equalizations;
+
+    Rewriting(Map<ProductSite, Equalization> equalizations) {
+      this.equalizations = equalizations;
+    }
+
+    void run() {
+      equalizations.forEach(
+          (site, e) -> {
+            if (e.isShifted()) {
+              shift(site, e.shift(), changes);
+            }
+            if (e.isScaled()) {
+              for (Product p : site.products) {
+                for (String output : p.outputs) {
+                  sites.put(output, site);
+                  products.put(output, p);
+                }
+              }
+            }
+          });
+      model.setNodes(rewritten(model.nodes()));
+      activations.forEach((site, values) -> site.activations = values);
+    }
+
+    /** The nodes of a graph, which scales what its products read. */
+    private List<NodeProto> rewritten(List<NodeProto> given) {
+      List<NodeProto> nodes = new ArrayList<>();
+      Map<List<Object>, String> scaled = new HashMap<>();
+      for (NodeProto n : given) {
+        String output = n.getOutputCount() == 0 ? "" : n.getOutput(0);
+        ProductSite site = sites.get(output);
+        if (site != null) {
+          String activation = n.getInput(0);
+          String x =
+              scaled.computeIfAbsent(
+                  List.of(site, activation), key -> multiply(site, activation, nodes));
+          String w = scale(products.get(output), equalizations.get(site).scale(), names);
+          nodes.add(n.toBuilder().setInput(0, x).setInput(1, w).build());
+        } else if (changes.containsKey(output)) {
+          nodes.add(ConstantVector.changed(model, names, n, changes.get(output)));
+        } else {
+          nodes.add(InnerGraphs.withNodes(n, this::rewritten));
+        }
+      }
+      return nodes;
+    }
+
+    private String multiply(ProductSite s, String activation, List<NodeProto> nodes) {
+      String factor =
+          factors.computeIfAbsent(
+              s,
+              key ->
+                  EmbeddingTables.reciprocals(
+                      model, names, activation, equalizations.get(s).scale()));
+      String x = names.unique(activation + "_scaled");
+      nodes.add(Nodes.node("Mul", x, activation, factor).build());
+      activations.computeIfAbsent(s, key -> new ArrayList<>()).add(x);
+      return x;
+    }
   }
 
-  private String multiply(
-      ProductSite s, float[] scale, OnnxModel.Names names, List<NodeProto> nodes) {
-    String factor = EmbeddingTables.reciprocals(model, names, s.activation, scale);
-    String x = names.unique(s.activation + "_scaled");
-    nodes.add(Nodes.node("Mul", x, s.activation, factor).build());
-    return x;
-  }
-
+  /** The constant of a product whose rows are multiplied, which all its nodes read. */
   private String scale(Product p, float[] scale, OnnxModel.Names names) {
+    if (p.factors == scale) {
+      return p.value;
+    }
     float[] w = p.matrix(model);
     for (int k = 0; k < p.rows; k++) {
       for (int j = 0; j < p.columns; j++) {
@@ -204,10 +248,10 @@ final class ActivationEqualizer {
       away[c] = -z[c];
       back[c] = z[c];
     }
-    add(changes, s.activation, away);
+    add(changes, s.activation(), away);
     Set<String> products = new HashSet<>();
     for (Product p : s.products) {
-      products.add(p.output);
+      products.addAll(p.outputs);
       float[] w = p.matrix(model);
       double[] change = new double[p.columns];
       for (int k = 0; k < p.rows; k++) {
@@ -215,9 +259,9 @@ final class ActivationEqualizer {
           change[j] += (double) z[k] * w[k * p.columns + j];
         }
       }
-      add(changes, p.biasAdd, change);
+      p.biasAdds.forEach(add -> add(changes, add, change));
     }
-    for (NodeProto reader : consumers.get(s.activation)) {
+    for (NodeProto reader : consumers.get(s.activation())) {
       if (!products.contains(reader.getOutput(0))) {
         add(changes, otherOperand(reader, s).getOutput(0), back);
       }

@@ -23,7 +23,6 @@ import org.espalier.compress.onnx.fitting.ActivationStatistics;
 import org.espalier.compress.onnx.fitting.CompensatedRounding;
 import org.espalier.format.Quantity;
 import org.espalier.format.onnx.Attributes;
-import org.espalier.format.onnx.ConstantVector;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.InnerGraphs;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -149,7 +148,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
 
   private boolean isShort(Product p) {
     if (p.rows < options.block()) {
-      skipped.put(p.name, "it has fewer input channels than a block");
+      p.names.forEach(name -> skipped.put(name, "it has fewer input channels than a block"));
       return true;
     }
     return false;
@@ -201,19 +200,20 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
   }
 
   private void calibrate(ActivationSource source, List<ProductSite> some) {
-    List<ProductSite> seen = some.stream().filter(s -> !s.inner && !s.products.isEmpty()).toList();
+    List<ProductSite> seen =
+        some.stream().filter(s -> s.isSeen() && !s.products.isEmpty()).toList();
     int done = 0;
     try {
       for (List<ProductSite> part :
           ActivationStatistics.parts(seen, s -> ActivationStatistics.bytes(s.channels))) {
-        Map<String, Integer> channels = new LinkedHashMap<>();
-        part.forEach(s -> channels.put(s.activation, s.channels));
-        Map<String, ActivationStatistics> statistics =
-            new ToldActivations(source, progress)
-                .statistics(model, channels, (name, values) -> values);
+        Map<ProductSite, ActivationStatistics> statistics =
+            new ToldActivations(source, progress).statistics(model, part);
         for (ProductSite s : part) {
           progress.at(Phase.FIT, done++, seen.size());
-          fit(s, statistics.remove(s.activation));
+          ActivationStatistics x = statistics.remove(s);
+          if (x != null) {
+            fit(s, x);
+          }
         }
       }
     } catch (InputException e) {
@@ -223,7 +223,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
 
   private void fit(ProductSite s, ActivationStatistics x) {
     // A bias takes up the mean of the error, so that only what varies is left to rounding.
-    boolean biased = s.products.stream().allMatch(p -> p.biasAdd != null);
+    boolean biased = s.products.stream().allMatch(Product::isBiased);
     double[][] moments = x.moments(biased);
     double[] importance = new double[s.channels];
     Arrays.setAll(importance, k -> moments[k][moments[k].length - 1]);
@@ -326,7 +326,8 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
                 .mapToLong(p -> (long) p.columns * ((p.rows + block - 1) / block) * block / 2)
                 .sum();
         Set<String> outputs = s.products.stream().map(p -> p.output).collect(Collectors.toSet());
-        groups.add(new Group(outputs, s.products.stream().map(p -> p.name).toList(), bytes, s));
+        List<String> names = s.products.stream().flatMap(p -> p.names.stream()).toList();
+        groups.add(new Group(outputs, names, bytes, s));
       }
     }
     tableNames()
@@ -369,9 +370,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
       latents.put(p.output, new TrainingForm.Latent(1, p.value));
       Fitted f = fitted.get(p);
       if (f != null) {
-        if (p.biasAdd != null) {
-          biasChanges.put(p.biasAdd, f.meanError());
-        }
+        p.biasAdds.forEach(add -> biasChanges.put(add, f.meanError()));
         fitted.put(p, new Fitted(f.weights(), null));
       }
     }
@@ -414,7 +413,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
 
   @Override
   Map<String, String> tableNames() {
-    Map<String, NodeProto> producers = model.producers();
+    Map<String, NodeProto> producers = model.allProducers();
     Map<String, String> distinct = new LinkedHashMap<>();
     tables.forEach((lookUp, name) -> distinct.put(producers.get(lookUp).getInput(0), name));
     return distinct;
@@ -520,9 +519,12 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     private final Predicate<String> chosen;
 
     private final Map<String, Product> products = new HashMap<>();
-    private final Map<String, double[]> biasChanges = new HashMap<>();
+    private final BiasChanges biases;
 
-    /** Integers and scales of weights that were rounded as they are, by weight and axes. */
+    /** Integers and scales of products that are not looked up in. */
+    private final Map<Product, StoredWeights> multiplied = new HashMap<>();
+
+    /** Those of weights that were rounded as they are, by weight and axes. */
     private final Map<List<Object>, StoredWeights> plain = new HashMap<>();
 
     /** Integers [rows, bytes] and scales [rows, blocks] of tables, by the constants that they were. */
@@ -531,6 +533,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     Rewriting(OnnxModel model, Function<Product, Fitted> found, Predicate<String> chosen) {
       this.model = model;
       this.names = model.names();
+      this.biases = new BiasChanges(model, names);
       this.embeddings = new EmbeddingTables(model, names, trainedTables);
       this.found = found;
       this.chosen = chosen;
@@ -539,10 +542,10 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     void run() {
       for (ProductSite s : sites) {
         for (Product p : s.products.stream().filter(p -> chosen.test(p.output)).toList()) {
-          products.put(p.output, p);
+          p.outputs.forEach(output -> products.put(output, p));
           Fitted f = fitted.get(p);
-          if (f != null && f.meanError() != null && p.biasAdd != null) {
-            biasChanges.put(p.biasAdd, f.meanError());
+          if (f != null && f.meanError() != null) {
+            biases.add(p, f.meanError());
           }
         }
       }
@@ -569,8 +572,8 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
           }
         } else if (products.containsKey(output)) {
           multiply(n, products.get(output), out);
-        } else if (biasChanges.containsKey(output)) {
-          out.add(ConstantVector.changed(model, names, n, biasChanges.get(output)));
+        } else if (biases.contains(output)) {
+          out.add(biases.changed(n));
         } else {
           out.add(InnerGraphs.withNodes(n, this::rewritten));
         }
@@ -619,12 +622,8 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
             new StoredWeights(
                 reshaped(table.integers(), out, p.columns, blocks, options.block() * bits(p) / 8),
                 reshaped(table.scales(), out, p.columns * blocks));
-      } else if (fitted.containsKey(p)) {
-        weights = store(p.value, weights(p), false);
       } else {
-        weights =
-            plain.computeIfAbsent(
-                List.of(p.value, p.axes, bits(p)), key -> store(p.value, weights(p), false));
+        weights = multiplied.computeIfAbsent(p, this::store);
       }
       out.add(
           n.toBuilder()
@@ -641,6 +640,13 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
               .addAttribute(Attributes.attribute("block_size", options.block()))
               .addAttribute(Attributes.attribute("accuracy_level", INT8_ACTIVATIONS))
               .build());
+    }
+
+    private StoredWeights store(Product p) {
+      return fitted.containsKey(p)
+          ? store(p.value, weights(p), false)
+          : plain.computeIfAbsent(
+              List.of(p.value, p.axes, bits(p)), key -> store(p.value, weights(p), false));
     }
 
     private BlockWeights weights(Product p) {

@@ -13,13 +13,14 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.function.Function;
 import java.util.function.Predicate;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.InnerGraphs;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 
-/** The values of float32 that nodes make in the branches of a model's main graph, to be looked at when the model runs. */
+/** The values of float32 in the branches of a model's main graph, to be looked at when the model runs. */
 final class BranchValues {
   private BranchValues() {}
 
@@ -52,6 +53,23 @@ final class BranchValues {
     return made;
   }
 
+  /** The nodes in branches of If, by their first outputs. */
+  static Map<String, NodeProto> nodes(OnnxModel model) {
+    Map<String, NodeProto> nodes = new LinkedHashMap<>();
+    for (NodeProto n : model.nodes()) {
+      if (OnnxModel.isOwn(n, "If")) {
+        InnerGraphs.of(n).forEach(g -> g.getNodeList().forEach(inner -> add(inner, nodes)));
+      }
+    }
+    return nodes;
+  }
+
+  private static void add(NodeProto n, Map<String, NodeProto> nodes) {
+    if (n.getOutputCount() > 0) {
+      nodes.put(n.getOutput(0), n);
+    }
+  }
+
   /**
    * Has a model give such values as values of its main graph, of no elements where their branch was not taken.
    *
@@ -59,30 +77,62 @@ final class BranchValues {
    * @return the values that they are in the main graph, with what they are in the branches
    */
   static Map<String, String> lift(OnnxModel model, Collection<String> some) {
+    Set<String> chosen = new HashSet<>(some);
+    return lift(
+        model,
+        branch -> {
+          Set<String> values = made(branch);
+          values.retainAll(chosen);
+          return values;
+        });
+  }
+
+  /**
+   * The same of what nodes in branches read first, wherever that is made.
+   *
+   * @param readers the first outputs of these nodes
+   */
+  static Map<String, String> liftInputs(OnnxModel model, Set<String> readers) {
+    return lift(
+        model,
+        branch -> {
+          Set<String> values = new LinkedHashSet<>();
+          for (NodeProto n : branch.getNodeList()) {
+            if (n.getOutputCount() > 0 && readers.contains(n.getOutput(0))) {
+              values.add(n.getInput(0));
+            }
+          }
+          return values;
+        });
+  }
+
+  private static Map<String, String> lift(
+      OnnxModel model, Function<GraphProto, Set<String>> wanted) {
     Map<String, String> lifted = new LinkedHashMap<>();
     OnnxModel.Names names = model.names();
     List<NodeProto> nodes = new ArrayList<>();
     for (NodeProto n : model.nodes()) {
-      nodes.add(OnnxModel.isOwn(n, "If") ? lifted(n, new HashSet<>(some), names, lifted) : n);
+      nodes.add(OnnxModel.isOwn(n, "If") ? lifted(n, wanted, names, lifted) : n);
     }
     model.setNodes(nodes);
     return lifted;
   }
 
   private static NodeProto lifted(
-      NodeProto n, Set<String> some, OnnxModel.Names names, Map<String, String> lifted) {
+      NodeProto n,
+      Function<GraphProto, Set<String>> wanted,
+      OnnxModel.Names names,
+      Map<String, String> lifted) {
     NodeProto.Builder b = n.toBuilder();
     for (AttributeProto attribute : n.getAttributeList()) {
-      Set<String> here = made(attribute.getG());
-      here.retainAll(some);
-      for (String value : here) {
+      for (String value : wanted.apply(attribute.getG())) {
         String outside = names.unique(value + "_seen");
         lifted.put(outside, value);
         b.addOutput(outside);
         for (AttributeProto.Builder a : b.getAttributeBuilderList()) {
           if (a.hasG()) {
             boolean makes = a.getName().equals(attribute.getName());
-            a.setG(makes ? giving(a.getG(), value) : givingNothing(a.getG(), names));
+            a.setG(makes ? giving(a.getG(), value, names) : givingNothing(a.getG(), names));
           }
         }
       }
@@ -90,10 +140,9 @@ final class BranchValues {
     return b.build();
   }
 
-  private static GraphProto giving(GraphProto g, String value) {
-    ValueInfoProto.Builder output = ValueInfoProto.newBuilder().setName(value);
-    output.getTypeBuilder().getTensorTypeBuilder().setElemType(DataType.FLOAT_VALUE);
-    return g.toBuilder().addOutput(output).build();
+  /** A graph may give a value already, or not have made it, so it gives a copy. */
+  private static GraphProto giving(GraphProto g, String value, OnnxModel.Names names) {
+    return giving(g, Nodes.node("Identity", names.unique(value + "_given"), value));
   }
 
   private static GraphProto givingNothing(GraphProto g, OnnxModel.Names names) {
@@ -104,6 +153,13 @@ final class BranchValues {
             .addOutput(name)
             .addAttribute(
                 Attributes.attribute("value", OnnxInitializer.floats(name, new long[] {0})));
-    return giving(g.toBuilder().addNode(constant).build(), name);
+    return giving(g, constant);
+  }
+
+  /** A graph with a node more, whose output it gives. */
+  private static GraphProto giving(GraphProto g, NodeProto.Builder n) {
+    ValueInfoProto.Builder output = ValueInfoProto.newBuilder().setName(n.getOutput(0));
+    output.getTypeBuilder().getTensorTypeBuilder().setElemType(DataType.FLOAT_VALUE);
+    return g.toBuilder().addNode(n).addOutput(output).build();
   }
 }

@@ -52,14 +52,11 @@ public final class CalibratedLinears implements LinearFitting {
     int seen = 0;
     for (List<ProductSite> part :
         ActivationStatistics.parts(sites, site -> ActivationStatistics.bytes(site.channels))) {
-      Map<String, Integer> channels = new LinkedHashMap<>();
-      part.forEach(site -> channels.put(site.activation, site.channels));
-      Map<String, ActivationStatistics> statistics =
-          new ToldActivations(source, progress)
-              .statistics(model, channels, (name, values) -> values);
+      Map<ProductSite, ActivationStatistics> statistics =
+          new ToldActivations(source, progress).statistics(model, part);
       for (ProductSite site : part) {
         progress.at(Phase.FIT, seen++, sites.size());
-        double[][] moments = statistics.remove(site.activation).moments(false);
+        double[][] moments = statistics.remove(site).moments(false);
         CompensatedRounding rounding = new CompensatedRounding(moments);
         double[] importance = new double[site.channels];
         Arrays.setAll(importance, k -> moments[k][moments[k].length - 1]);

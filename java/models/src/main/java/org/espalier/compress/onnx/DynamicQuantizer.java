@@ -18,7 +18,6 @@ import org.espalier.compress.onnx.ProductSite.Product;
 import org.espalier.compress.onnx.fitting.CompensatedRounding;
 import org.espalier.compress.onnx.fitting.Equalization;
 import org.espalier.format.onnx.Attributes;
-import org.espalier.format.onnx.ConstantVector;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.InnerGraphs;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -133,9 +132,7 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
         latents.put(p.output, new TrainingForm.Latent(1, p.value));
         Rounded r = rounded.get(p);
         if (r != null) {
-          if (p.biasAdd != null) {
-            biasChanges.put(p.biasAdd, r.meanError());
-          }
+          p.biasAdds.forEach(add -> biasChanges.put(add, r.meanError()));
           rounded.put(p, new Rounded(r.integers(), r.scales(), new double[p.columns]));
         }
       }
@@ -168,7 +165,7 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
             new QuantizedProduct(
                 p.name,
                 p.output,
-                s.activation,
+                s.activation(),
                 p.value,
                 WeightGrid.channels(qmax, 1),
                 r.integers(),
@@ -231,16 +228,18 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
     private List<NodeProto> out = new ArrayList<>();
 
     private final Map<String, Product> products = new HashMap<>();
-    private final Map<Product, ProductSite> siteOf = new HashMap<>();
-    private final Map<String, double[]> biasChanges = new HashMap<>();
+    private final BiasChanges biases;
 
     /** Activations that were quantized, as far as the graph at hand sees them. */
     private Map<String, Quantized> quantized = new HashMap<>();
 
-    /** Integers and scales of weights that were rounded as they are, by weight and axes. */
+    /** The integers and scales of products that are not looked up in. */
+    private final Map<Product, StoredWeights> stored = new HashMap<>();
+
+    /** Those of weights that were rounded as they are, by weight and axes. */
     private final Map<List<Object>, StoredWeights> plain = new HashMap<>();
 
-    /** The integers of weights that are looked up in too. */
+    /** The same of those that are looked up in too. */
     private final Map<Product, StoredWeights> shared = new HashMap<>();
 
     private final EmbeddingTables embeddings;
@@ -248,16 +247,17 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
     Rewriting(OnnxModel model) {
       this.model = model;
       this.names = model.names();
+      this.biases = new BiasChanges(model, names);
       this.embeddings = new EmbeddingTables(model, names, trainedTables);
     }
 
     void run() {
       for (ProductSite s : sites) {
         for (Product p : s.products) {
-          products.put(p.output, p);
-          siteOf.put(p, s);
-          if (rounded.containsKey(p) && p.biasAdd != null && any(rounded.get(p).meanError())) {
-            biasChanges.put(p.biasAdd, rounded.get(p).meanError());
+          p.outputs.forEach(output -> products.put(output, p));
+          Rounded r = rounded.get(p);
+          if (r != null && any(r.meanError())) {
+            biases.add(p, r.meanError());
           }
         }
       }
@@ -275,9 +275,9 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
         } else if (tables.containsKey(output)) {
           out.addAll(embeddings.lookUp(n, tables.get(output).name()));
         } else if (products.containsKey(output)) {
-          multiply(products.get(output));
-        } else if (biasChanges.containsKey(output)) {
-          out.add(ConstantVector.changed(model, names, n, biasChanges.get(output)));
+          multiply(n, products.get(output));
+        } else if (biases.contains(output)) {
+          out.add(biases.changed(n));
         } else {
           out.add(InnerGraphs.changed(n, this::rewritten));
         }
@@ -302,8 +302,8 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
     }
 
     // Short names of values, and no names of nodes, keep a model of twelve layers 60 KB smaller.
-    private void multiply(Product p) {
-      Quantized x = quantized.computeIfAbsent(siteOf.get(p).activation, this::quantize);
+    private void multiply(NodeProto n, Product p) {
+      Quantized x = quantized.computeIfAbsent(n.getInput(0), this::quantize);
       StoredWeights w = weights(p);
       String sum = names.unique("sum");
       String real = names.unique("real");
@@ -313,7 +313,7 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
           Nodes.node("Cast", real, sum)
               .addAttribute(Attributes.attribute("to", DataType.FLOAT_VALUE)));
       emit(Nodes.node("Mul", scale, x.step(), w.scales()));
-      emit(Nodes.node("Mul", p.output, real, scale));
+      emit(Nodes.node("Mul", n.getOutput(0), real, scale));
     }
 
     private void emit(NodeProto.Builder n) {
@@ -352,6 +352,10 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
         emit(Nodes.node("Transpose", turned, rows.integers()).addAttribute(Nodes.swap()));
         return new StoredWeights(turned, rows.scales());
       }
+      return stored.computeIfAbsent(p, this::store);
+    }
+
+    private StoredWeights store(Product p) {
       Rounded r = rounded.get(p);
       long[] dims = {p.rows, p.columns};
       if (r != null) {

@@ -2,7 +2,6 @@ package org.espalier.compress.onnx;
 
 import java.nio.FloatBuffer;
 import java.util.Arrays;
-import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -48,7 +47,7 @@ final class ProductFitting {
 
   /**
    * Equalizes the sites in {@code model}, which computes afterwards what it did before, and rounds
-   * the weights of their products, but for those in branches and bodies.
+   * the weights of their products, as far as examples show what these read.
    *
    * @param qmax largest integer of the weights
    * @param source runs the examples: once or, where the statistics of all activations would take
@@ -64,7 +63,7 @@ final class ProductFitting {
       ActivationSource source,
       Progress progress) {
     ProductFitting fitting = new ProductFitting(model, qmax, progress);
-    List<ProductSite> seen = sites.stream().filter(site -> !site.inner).toList();
+    List<ProductSite> seen = sites.stream().filter(ProductSite::isSeen).toList();
     for (List<ProductSite> part :
         ActivationStatistics.parts(seen, site -> ActivationStatistics.bytes(site.channels))) {
       fitting.fit(part, seen.size(), new ToldActivations(source, progress));
@@ -74,32 +73,25 @@ final class ProductFitting {
 
   private void fit(List<ProductSite> group, int all, ToldActivations source) {
     long start = System.nanoTime();
-    Map<String, Integer> channels = new LinkedHashMap<>();
-    group.forEach(s -> channels.put(s.activation, s.channels));
-    Map<String, ActivationStatistics> statistics =
-        source.statistics(model, channels, (name, values) -> values);
+    Map<ProductSite, ActivationStatistics> statistics = source.statistics(model, group);
     LOG.debug("activations collected after {} ms", (System.nanoTime() - start) / 1_000_000);
     ActivationEqualizer equalizer = new ActivationEqualizer(model);
     Map<ProductSite, Equalization> equalizations =
         equalizer.search(
-            group,
-            statistics,
-            qmax,
-            () -> progress.at(Phase.EQUALIZE, equalized.incrementAndGet(), all));
-    Map<ProductSite, ActivationStatistics> observed = new HashMap<>();
-    group.forEach(s -> observed.put(s, statistics.get(s.activation)));
+            statistics, qmax, () -> progress.at(Phase.EQUALIZE, equalized.incrementAndGet(), all));
     equalizer.apply(equalizations);
     LOG.debug("equalized after {} ms", (System.nanoTime() - start) / 1_000_000);
-    for (ProductSite s : group) {
-      progress.at(Phase.FIT, fitted++, all);
-      round(s, equalizations.get(s), observed.get(s));
-    }
+    statistics.forEach(
+        (site, x) -> {
+          progress.at(Phase.FIT, fitted++, all);
+          round(site, equalizations.get(site), x);
+        });
     LOG.debug("rounded after {} ms", (System.nanoTime() - start) / 1_000_000);
   }
 
   private void round(ProductSite s, Equalization e, ActivationStatistics x) {
     // A bias takes up the mean of the error, so that only what varies is left to rounding.
-    boolean biased = s.products.stream().allMatch(p -> p.biasAdd != null);
+    boolean biased = s.products.stream().allMatch(Product::isBiased);
     CompensatedRounding rounding = new CompensatedRounding(x.moments(e.shift(), e.scale(), biased));
     double[] means = new double[s.channels];
     Arrays.setAll(means, k -> (x.mean(k) - e.shift()[k]) / e.scale()[k]);

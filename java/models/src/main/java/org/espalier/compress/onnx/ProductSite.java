@@ -4,8 +4,10 @@ import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.function.Predicate;
 import java.util.stream.Stream;
 import org.espalier.InputException;
@@ -17,20 +19,29 @@ import org.espalier.format.onnx.OnnxWeight.Kind;
 import org.espalier.format.onnx.OnnxWeight.Use;
 import org.espalier.format.onnx.OnnxWeights;
 
-/** An activation x [rows, channels] and the products x·W with constant matrices that read it. */
+/** Activations x [rows, channels] that are looked at together, and the products x·W with constant matrices that read them. */
 final class ProductSite {
-  /** One MatMul. What is not final changes when the weights are replaced. */
+  /**
+   * One MatMul of the main graph, or all in branches and bodies that multiply with equal matrices: they share integers. What
+   * is not final changes when the weights are replaced.
+   */
   static final class Product {
     final String name;
 
-    /** The output of the node, which identifies it. */
+    /** The names of all its weights, of which {@link #name} is the first. */
+    final Set<String> names = new LinkedHashSet<>();
+
+    /** The output of the first node, which identifies the product. */
     final String output;
+
+    /** The outputs of all nodes. */
+    final List<String> outputs = new ArrayList<>();
+
+    /** The outputs of the nodes that alone read one of these and add a constant vector. */
+    final List<String> biasAdds = new ArrayList<>();
 
     final int rows;
     final int columns;
-
-    /** The output of the node that alone reads the product and adds a constant vector; or null. */
-    final String biasAdd;
 
     /**
      * The outputs of the Gathers that look up in the same constant, whose rows are the columns of W: a language
@@ -46,16 +57,34 @@ final class ProductSite {
     /** What the rows of W were multiplied by; null where they are as they were. */
     float[] factors;
 
-    Product(
-        OnnxWeight weight, Use use, int rows, int columns, String biasAdd, List<String> lookUps) {
+    Product(OnnxWeight weight, Use use, int rows, int columns, List<String> lookUps) {
       this.name = weight.name();
       this.output = use.node();
       this.rows = rows;
       this.columns = columns;
-      this.biasAdd = biasAdd;
       this.lookUps = lookUps;
       this.value = weight.value();
       this.axes = use.axes();
+    }
+
+    /**
+     * Adds a node.
+     *
+     * @param readers of values, those in branches and bodies apart where it lies there
+     */
+    void add(
+        OnnxModel model, OnnxWeight weight, String node, Map<String, List<NodeProto>> readers) {
+      names.add(weight.name());
+      outputs.add(node);
+      String biasAdd = ConstantVector.biasAdd(model, node, columns, readers);
+      if (biasAdd != null) {
+        biasAdds.add(biasAdd);
+      }
+    }
+
+    /** Whether all nodes have a vector that takes up the mean of an error. */
+    boolean isBiased() {
+      return biasAdds.size() == outputs.size();
     }
 
     /**
@@ -110,7 +139,8 @@ final class ProductSite {
 
   /** What is quantized, each name once: tables that are looked up in, then the weights of products. */
   static List<String> names(Stream<String> tables, List<ProductSite> sites) {
-    Stream<String> weights = sites.stream().flatMap(s -> s.products.stream()).map(p -> p.name);
+    Stream<String> weights =
+        sites.stream().flatMap(s -> s.products.stream()).flatMap(p -> p.names.stream());
     return Stream.concat(tables, weights).distinct().toList();
   }
 
@@ -129,21 +159,36 @@ final class ProductSite {
 
   final int channels;
 
-  /** Whether it lies in a branch or a body, where calibration sees no values. */
+  /** Whether it lies in branches and bodies. */
   final boolean inner;
 
   final List<Product> products = new ArrayList<>();
-  String activation;
 
-  private ProductSite(String activation, int channels, boolean inner) {
-    this.activation = activation;
+  /**
+   * What the products read: one value of the main graph, or those that nodes in its branches of If read. None where
+   * calibration sees no values, as in the bodies of loops.
+   */
+  List<String> activations;
+
+  ProductSite(List<String> activations, int channels, boolean inner) {
+    this.activations = activations;
     this.channels = channels;
     this.inner = inner;
   }
 
+  /** Whether calibration sees what the products read. */
+  boolean isSeen() {
+    return !activations.isEmpty();
+  }
+
+  /** What names one that is {@linkplain #isSeen seen}. */
+  String activation() {
+    return activations.get(0);
+  }
+
   /**
-   * Finds the sites of a model in graph order: one for each activation of the main graph, and for each product in
-   * a branch or body one of its own.
+   * Finds the sites of a model: one for each activation of the main graph, in graph order, then those in branches and
+   * bodies ({@link InnerProducts}).
    *
    * @param include which weights are wanted
    * @param skipped receives the name of each wanted weight that no product can use, with the reason
@@ -154,6 +199,7 @@ final class ProductSite {
     Map<String, NodeProto> producers = model.allProducers();
     Map<String, List<NodeProto>> consumers = model.consumers();
     Map<String, ProductSite> sites = new LinkedHashMap<>();
+    InnerProducts inside = new InnerProducts(model);
     for (OnnxWeight weight : OnnxWeights.of(model)) {
       if (weight.isEmbedding() || !include.test(weight)) {
         continue;
@@ -170,17 +216,22 @@ final class ProductSite {
         }
         int rows = Math.toIntExact(dims[use.reductionAxis()]);
         int columns = Math.toIntExact(dims[use.outputAxis()]);
-        String activation = producers.get(use.node()).getInput(0);
-        boolean inner = !outer.containsKey(use.node());
-        String bias = inner ? null : ConstantVector.biasAdd(model, use.node(), columns, consumers);
+        if (!outer.containsKey(use.node())) {
+          inside.add(weight, use, rows, columns);
+          continue;
+        }
+        Product product = new Product(weight, use, rows, columns, lookUps(weight, use, outer));
+        product.add(model, weight, use.node(), consumers);
         sites
             .computeIfAbsent(
-                inner ? use.node() : activation, a -> new ProductSite(activation, rows, inner))
+                outer.get(use.node()).getInput(0), a -> new ProductSite(List.of(a), rows, false))
             .products
-            .add(new Product(weight, use, rows, columns, bias, lookUps(weight, use, outer)));
+            .add(product);
       }
     }
-    return List.copyOf(sites.values());
+    List<ProductSite> all = new ArrayList<>(sites.values());
+    all.addAll(inside.sites());
+    return List.copyOf(all);
   }
 
   /** The look-ups in a weight that can read what its product holds; none where something else reads it. */

@@ -188,15 +188,16 @@ public final class StaticQuantizer extends OnnxQuantizer {
 
   private void fit(ActivationSource source) {
     ConvEqualization.apply(model, plan.convolutions(), qmax, new ToldActivations(source, progress));
-    List<ProductSite> sites = ProductSite.find(model, options.include(), new LinkedHashMap<>());
+    List<ProductSite> sites =
+        ProductSite.find(model, options.include(), new LinkedHashMap<>()).stream()
+            .filter(site -> !site.inner)
+            .toList();
     ProductFitting.fit(model, sites, qmax, source, progress)
         .forEach(
             (product, r) -> {
               rounded.put(product.output, r);
               factors.put(product.output, product.factors);
-              if (product.biasAdd != null) {
-                biasChanges.put(product.biasAdd, r.meanError());
-              }
+              product.biasAdds.forEach(add -> biasChanges.put(add, r.meanError()));
             });
     plan.followWeights();
   }

@@ -1,9 +1,14 @@
 package org.espalier.compress.onnx;
 
 import java.nio.FloatBuffer;
+import java.util.ArrayList;
 import java.util.Collection;
+import java.util.HashMap;
+import java.util.HashSet;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.function.BiFunction;
 import org.espalier.InputException;
 import org.espalier.compress.Progress;
@@ -32,6 +37,52 @@ record ToldActivations(ActivationSource source, Progress progress) implements Ac
         (name, shape, values) -> statistics.get(name).add(rows.apply(name, values)));
     statistics.values().forEach(ActivationStatistics::checkSeen);
     return statistics;
+  }
+
+  /**
+   * Sees what the products of sites read on all examples.
+   *
+   * @param sites that are {@linkplain ProductSite#isSeen seen}
+   * @return the statistics of each, but for those in branches that no example takes
+   * @throws InputException when an activation is not finite or never seen, naming it
+   */
+  Map<ProductSite, ActivationStatistics> statistics(OnnxModel model, List<ProductSite> sites) {
+    Map<ProductSite, ActivationStatistics> all = new LinkedHashMap<>();
+    Map<String, List<ActivationStatistics>> shown = new LinkedHashMap<>();
+    Map<String, List<ActivationStatistics>> inBranches = new HashMap<>();
+    Set<String> readers = new HashSet<>();
+    for (ProductSite s : sites) {
+      ActivationStatistics x = new ActivationStatistics(s.activation(), s.channels);
+      all.put(s, x);
+      for (String value : s.activations) {
+        (s.inner ? inBranches : shown).computeIfAbsent(value, v -> new ArrayList<>()).add(x);
+      }
+      if (s.inner) {
+        s.products.forEach(p -> readers.addAll(p.outputs));
+      }
+    }
+    OnnxModel seen = model;
+    if (!readers.isEmpty()) {
+      seen = model.copy();
+      BranchValues.liftInputs(seen, readers)
+          .forEach((name, value) -> shown.put(name, inBranches.get(value)));
+    }
+    boolean[] ran = {false};
+    run(
+        seen,
+        shown.keySet(),
+        (name, shape, values) -> {
+          ran[0] = true;
+          shown.get(name).forEach(x -> x.add(values.duplicate()));
+        });
+    all.forEach(
+        (s, x) -> {
+          if (!s.inner || !ran[0]) {
+            x.checkSeen();
+          }
+        });
+    all.values().removeIf(x -> x.examples() == 0);
+    return all;
   }
 
   @Override

@@ -332,6 +332,18 @@ public final class OnnxModel {
     return map;
   }
 
+  /** The nodes of the main graph and of the graphs inside it by the values that they read themselves, and that their graphs give. */
+  public Map<String, List<NodeProto>> readers() {
+    Map<String, List<NodeProto>> map = new HashMap<>();
+    for (NodeProto n : allNodes()) {
+      Set<String> read = new HashSet<>(n.getInputList());
+      InnerGraphs.of(n)
+          .forEach(g -> g.getOutputList().forEach(output -> read.add(output.getName())));
+      read.forEach(value -> map.computeIfAbsent(value, v -> new ArrayList<>()).add(n));
+    }
+    return map;
+  }
+
   /** The values that a node uses, those of its sub-graphs included. */
   public static Set<String> uses(NodeProto n) {
     Set<String> used = new HashSet<>();

@@ -6,7 +6,6 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.EnumSet;
-import java.util.HashMap;
 import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -222,7 +221,7 @@ public final class OnnxWeights {
   }
 
   private List<OnnxWeight> weights() {
-    Map<String, List<NodeProto>> consumers = readers();
+    Map<String, List<NodeProto>> consumers = model.readers();
     Set<String> names = new HashSet<>();
     List<OnnxWeight> weights = new ArrayList<>();
     uses.forEach(
@@ -235,18 +234,6 @@ public final class OnnxWeights {
           weights.add(new OnnxWeight(name, value, list, otherUses(list, consumers)));
         });
     return weights;
-  }
-
-  /** All nodes by the values that they read, and that their graphs give. */
-  private Map<String, List<NodeProto>> readers() {
-    Map<String, List<NodeProto>> map = new HashMap<>();
-    for (NodeProto n : model.allNodes()) {
-      Set<String> read = new HashSet<>(n.getInputList());
-      InnerGraphs.of(n)
-          .forEach(g -> g.getOutputList().forEach(output -> read.add(output.getName())));
-      read.forEach(value -> map.computeIfAbsent(value, v -> new ArrayList<>()).add(n));
-    }
-    return map;
   }
 
   private static int otherUses(List<Use> uses, Map<String, List<NodeProto>> consumers) {

@@ -226,7 +226,8 @@ public final class ActivationStatistics {
     return rows;
   }
 
-  int examples() {
+  /** How many were added, without those of no rows. */
+  public int examples() {
     return minima.size();
   }
 
