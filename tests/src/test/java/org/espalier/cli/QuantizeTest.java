@@ -5,7 +5,9 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.GraphProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import com.fasterxml.jackson.databind.JsonNode;
@@ -211,6 +213,51 @@ class QuantizeTest {
     ByteBuffer b = ByteBuffer.allocate(4 * values.length).order(ByteOrder.LITTLE_ENDIAN);
     b.asFloatBuffer().put(values);
     return SmallModels.tensor(name, DataType.FLOAT, b, dims);
+  }
+
+  /** Each branch has a matrix of its own, and the examples take one. */
+  @Test
+  void weightsThatCalibrationDoesNotSeeAreToldOf() throws IOException {
+    NodeProto.Builder choice = SmallModels.line("y If yes").toBuilder();
+    for (String branch : List.of("then_branch", "else_branch")) {
+      String z = "z_" + branch;
+      choice.addAttribute(
+          AttributeProto.newBuilder()
+              .setName(branch)
+              .setType(AttributeProto.AttributeType.GRAPH)
+              .setG(
+                  GraphProto.newBuilder()
+                      .setName(branch)
+                      .addNode(SmallModels.line("h_" + z + " Tanh x"))
+                      .addNode(SmallModels.line(z + " MatMul h_" + z + " w_" + branch))
+                      .addOutput(SmallModels.value(z, DataType.FLOAT, -1, 64))));
+    }
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("choosing")
+            .addInput(SmallModels.value("x", DataType.FLOAT, -1, 64))
+            .addInitializer(SmallModels.floats("w_then_branch", new Random(1), 1, 64, 64))
+            .addInitializer(SmallModels.floats("w_else_branch", new Random(2), 1, 64, 64))
+            .addInitializer(weights("bound", new float[] {-1000}))
+            .addNode(SmallModels.line("least ReduceMin x", SmallModels.attribute("keepdims", 0)))
+            .addNode(SmallModels.line("yes Less least bound"))
+            .addNode(choice)
+            .addOutput(SmallModels.value("y", DataType.FLOAT, -1, 64));
+    Path model = Files.write(folder.resolve("c.onnx"), SmallModels.model(13, g).toByteArray());
+    Path examples = folder.resolve("x.safetensors");
+    byte[] x = SmallModels.floats("x", new Random(3), 1, 6, 64).getRawData().toByteArray();
+    TensorSpec spec = new TensorSpec("x", SafetensorsDtype.F32, List.of(6L, 64L));
+    RawSafetensors.write(examples, Map.of(), Map.of(spec, x));
+    for (String form : List.of("onnx-dynamic", "onnx-int8", "onnx-int4")) {
+      Path out = folder.resolve(form + ".onnx");
+      Run run =
+          Run.of("quantize", model, "-o", out, "--to", form, "--calibration", examples).done();
+      String told =
+          "1 weight is rounded to the nearest: in a branch that no example takes ('w_then_branch')";
+      assertTrue(run.err().contains(told), run.err());
+      run = Run.of("quantize", model, "-o", out, "--to", form, "--calibration", "none").done();
+      assertFalse(run.err().contains("nearest"), run.err());
+    }
   }
 
   /** The device that was asked for computes, and says so. */

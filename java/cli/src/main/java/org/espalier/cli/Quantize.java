@@ -434,7 +434,12 @@ final class Quantize implements Callable<Integer> {
     Optional<ActivationSource> examples =
         calibration.dynamic(onnx, source, tokenizer, common::note, progress);
     quantizer.tell(progress::update);
-    examples.ifPresent(quantizer::calibrate);
+    if (examples.isPresent()) {
+      quantizer.calibrate(examples.get());
+      FloatWeights.lines(
+              quantizer.unseen(), "is rounded to the nearest", "are rounded to the nearest")
+          .forEach(common::note);
+    }
     List<String> wide =
         quantizer instanceof BlockQuantizer blocks && size != null
             ? blocks.widen(

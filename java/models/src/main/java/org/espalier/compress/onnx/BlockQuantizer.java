@@ -199,6 +199,12 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     calibrate(source, sites);
   }
 
+  @Override
+  public Map<String, String> unseen() {
+    use.check();
+    return ProductSite.unseen(sites, fitted::containsKey);
+  }
+
   private void calibrate(ActivationSource source, List<ProductSite> some) {
     List<ProductSite> seen =
         some.stream().filter(s -> s.isSeen() && !s.products.isEmpty()).toList();

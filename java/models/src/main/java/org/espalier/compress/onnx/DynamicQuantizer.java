@@ -121,6 +121,12 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
   }
 
   @Override
+  public Map<String, String> unseen() {
+    use.check();
+    return ProductSite.unseen(sites, rounded::containsKey);
+  }
+
+  @Override
   public void prepareTraining() {
     use.check();
     OnnxModel.Names names = model.names();

@@ -46,7 +46,7 @@ public final class FloatWeights {
    * @param one what a weight alone does
    * @param several what several do
    */
-  static List<String> lines(Map<String, String> skipped, String one, String several) {
+  public static List<String> lines(Map<String, String> skipped, String one, String several) {
     Map<String, List<String>> names = new TreeMap<>();
     skipped.forEach((name, why) -> names.computeIfAbsent(why, w -> new ArrayList<>()).add(name));
     List<String> lines = new ArrayList<>();

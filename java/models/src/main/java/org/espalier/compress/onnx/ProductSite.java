@@ -145,6 +145,26 @@ final class ProductSite {
   }
 
   /**
+   * The weights in branches and bodies that were not fitted, with the reason.
+   *
+   * @param fitted whether a product was
+   */
+  static Map<String, String> unseen(List<ProductSite> sites, Predicate<Product> fitted) {
+    Map<String, String> unseen = new LinkedHashMap<>();
+    for (ProductSite s : sites.stream().filter(s -> s.inner).toList()) {
+      String reason =
+          s.isSeen()
+              ? "in a branch that no example takes"
+              : "in the body of a loop, or in a branch within another";
+      s.products.stream()
+          .filter(fitted.negate())
+          .flatMap(p -> p.names.stream())
+          .forEach(name -> unseen.put(name, reason));
+    }
+    return unseen;
+  }
+
+  /**
    * The product that a node defines.
    *
    * @throws IllegalArgumentException if there is none

@@ -1,5 +1,6 @@
 package org.espalier.compress.onnx;
 
+import java.util.Map;
 import org.espalier.format.onnx.OnnxModel;
 
 /**
@@ -18,6 +19,14 @@ public sealed interface WeightQuantizer extends TrainableQuantizer
    * @throws IllegalStateException after {@link #apply}
    */
   void calibrate(ActivationSource source);
+
+  /**
+   * The weights that {@link #calibrate} left to be rounded to the nearest, with the reason: it does not see what they multiply in
+   * bodies of loops, nor in branches that no example takes.
+   *
+   * @throws IllegalStateException after {@link #apply}
+   */
+  Map<String, String> unseen();
 
   /**
    * Quantizes the {@link OnnxModel} in place.
