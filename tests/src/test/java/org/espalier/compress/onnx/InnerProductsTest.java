@@ -395,6 +395,41 @@ class InnerProductsTest {
     assertTrue(error < 0.03, "error " + error);
   }
 
+  /** Training moves what the main graph multiplies; the rest is written as it was fitted. */
+  @ParameterizedTest
+  @ValueSource(strings = {"onnx-dynamic", "onnx-int8"})
+  void whatTrainingStartsFromHasFittedBranches(String form) throws OrtException {
+    OnnxModel original = OnnxModel.of(choosing(), "choosing");
+    OnnxModel model = OnnxModel.of(choosing(), "choosing");
+    WeightQuantizer quantizer = quantizer(form, model);
+    quantizer.calibrate(examples(true, false));
+    quantizer.prepareTraining();
+    assertEquals(
+        List.of("last"), quantizer.products().stream().map(QuantizedProduct::name).toList());
+    OutputError error = new OutputError(original, examples(true, false, true));
+    OnnxModel copy = quantizer.quantizedCopy(same -> {});
+    assertEquals(7, matrices(copy));
+    assertTrue(error.of(copy) < 0.05, "error " + error.of(copy));
+    OnnxModel applied = OnnxModel.of(choosing(), "choosing");
+    WeightQuantizer again = quantizer(form, applied);
+    again.calibrate(examples(true, false));
+    again.apply();
+    assertEquals(error.of(applied), error.of(copy), 1e-6);
+  }
+
+  /** Tables that are looked up in by branches alone are tables of the model. */
+  @Test
+  void tablesOfBranchesAreTables() {
+    ModelProto plain = SmallDecoder.withPast(3, 1100, WIDTH, 1);
+    BlockQuantizer quantizer =
+        new BlockQuantizer(
+            OnnxModel.of(MergedDecoder.of(plain), "merged"), BlockQuantizer.Options.of(4));
+    assertEquals(List.of("wte"), quantizer.tables().stream().map(QuantizedTable::name).toList());
+    OnnxModel copy = quantizer.quantizedCopy(same -> {});
+    assertEquals(
+        2, copy.allNodes().stream().filter(n -> n.getOpType().contains("Quantized")).count());
+  }
+
   /** A weight that is not chosen stays, and its equal is quantized. */
   @Test
   void equalsAreChosenEachByItself() {

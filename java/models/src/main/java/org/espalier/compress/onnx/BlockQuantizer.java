@@ -40,7 +40,8 @@ import org.espalier.format.onnx.OnnxWeight;
  *
  * <p>Use: construct, {@link #calibrate} where accuracy matters, {@link #apply}. Calibration chooses the scales with
  * which the channels of largest activations lose least, rounds weights so that later rows compensate for earlier ones
- * ({@link CompensatedRounding}), and puts the mean of the error that is left into the bias.
+ * ({@link CompensatedRounding}), and puts the mean of the error that is left into the bias. So it does in branches of If, by what is
+ * seen in those that examples take, for all branches with the same weights; what is {@linkplain #unseen} is rounded to the nearest.
  */
 public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantizer {
   /** Casts of the integers of tables exist since this version. */

@@ -44,6 +44,9 @@ import org.espalier.format.onnx.OnnxWeight;
  *   <li>rounds weights so that later rows compensate for earlier ones ({@link CompensatedRounding}), and
  *       puts the mean of the error that is left into the bias (Nagel et al. 2019, arXiv 1906.04721).
  * </ol>
+ *
+ * <p>In branches of If it scales and rounds alike, by what is seen in the branches that examples take, for all branches with the same
+ * weights; what is {@linkplain #unseen} is rounded to the nearest.
  */
 public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuantizer {
   /** DynamicQuantizeLinear exists since this version. */
