@@ -226,6 +226,29 @@ class InnerProductsTest {
     assertEquals(fitted.inlineSize(), copied.inlineSize(), 1000);
   }
 
+  /** Branches look up in the integers of the head that they share. */
+  @ParameterizedTest
+  @ValueSource(strings = {"onnx-dynamic", "onnx-int8", "onnx-int4"})
+  void aHeadThatIsTheTableIsStoredOnce(String form) {
+    ModelProto decoder = SmallDecoder.tied(3, 1100, WIDTH, 1);
+    ActivationSource some = new TextActivations(1, texts(1, 20));
+    OutputError error = new OutputError(OnnxModel.of(decoder, "decoder"), some);
+    OnnxModel plain = quantized(form, decoder, some);
+    for (ModelProto merged : List.of(MergedDecoder.of(decoder), MergedDecoder.ofCopies(decoder))) {
+      OnnxModel nearest = quantized(form, merged, null);
+      OnnxModel fitted = quantized(form, merged, some);
+      assertEquals(matrices(plain), matrices(fitted));
+      assertEquals(plain.initializerBytes(), fitted.initializerBytes(), 1000);
+      assertTrue(fitted.inlineSize() < plain.inlineSize() + 10_000, "" + fitted.inlineSize());
+      assertTrue(error.of(fitted) < error.of(nearest), error.of(fitted) + ", " + error.of(nearest));
+      assertEquals(error.of(plain), error.of(fitted), 0.05 * error.of(plain));
+      WeightQuantizer trained = quantizer(form, OnnxModel.of(merged, "merged"));
+      trained.calibrate(some);
+      trained.prepareTraining();
+      assertTrue(error.of(trained.quantizedCopy(same -> {})) < 1.05 * error.of(fitted));
+    }
+  }
+
   /** Weights have more bits in both branches or in none, once in the file. */
   @Test
   void weightsOfMoreBitsAreSharedToo() {

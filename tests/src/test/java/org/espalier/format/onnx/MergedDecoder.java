@@ -29,7 +29,7 @@ public final class MergedDecoder {
   public static ModelProto ofCopies(ModelProto decoder) {
     Set<String> read = new HashSet<>();
     decoder.getGraph().getNodeList().stream()
-        .filter(n -> n.getOpType().equals("MatMul"))
+        .filter(n -> Set.of("MatMul", "Transpose").contains(n.getOpType()))
         .forEach(n -> read.addAll(n.getInputList()));
     return of(decoder, t -> read.contains(t.getName()));
   }

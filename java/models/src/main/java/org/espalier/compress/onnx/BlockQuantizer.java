@@ -156,7 +156,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
   }
 
   private void findTiedTables() {
-    Map<String, NodeProto> producers = model.producers();
+    Map<String, NodeProto> producers = model.allProducers();
     for (ProductSite s : sites) {
       for (Product p : s.products) {
         for (String lookUp : p.lookUps) {

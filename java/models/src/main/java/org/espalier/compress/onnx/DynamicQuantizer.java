@@ -11,6 +11,7 @@ import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.function.Predicate;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ProductFitting.Rounded;
@@ -86,10 +87,10 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
     this.qmax = options.reduceRange() ? Int8Weights.MAX_7_BIT : Int8Weights.MAX_8_BIT;
     RuntimeForm.apply(model, true);
     sites = ProductSite.find(model, options.include(), skipped);
-    Map<String, NodeProto> producers = model.producers();
+    Map<String, NodeProto> producers = model.allProducers();
     for (ProductSite s : sites) {
       for (Product p : s.products) {
-        for (String lookUp : options.embeddings() ? p.lookUps : List.<String>of()) {
+        for (String lookUp : options.embeddings() ? p.lookUps : Set.<String>of()) {
           tied.add(producers.get(lookUp), p);
         }
       }

@@ -28,6 +28,8 @@ final class InnerProducts {
   private static final int CHUNK = 1 << 14;
 
   private final OnnxModel model;
+  private final Map<String, NodeProto> main;
+  private final Map<String, NodeProto> producers;
   private final Map<String, List<NodeProto>> readers;
 
   /** Those whose values calibration sees. */
@@ -44,6 +46,8 @@ final class InnerProducts {
 
   InnerProducts(OnnxModel model) {
     this.model = model;
+    main = model.producers();
+    producers = model.allProducers();
     readers = model.readers();
     inBranches = BranchValues.nodes(model);
   }
@@ -55,14 +59,26 @@ final class InnerProducts {
             List.of(weight.value(), use.axes()), key -> content(weight.value(), use.axes()));
     Product product =
         products.computeIfAbsent(
-            List.of(rows, columns, content),
-            key -> new Product(weight, use, rows, columns, List.of()));
-    product.add(model, weight, use.node(), readers);
+            List.of(rows, columns, content), key -> new Product(weight, use, rows, columns));
+    product.add(model, weight, use, lookUps(weight, use), readers);
     Set<String> read = activations.computeIfAbsent(product, key -> new LinkedHashSet<>());
     NodeProto n = inBranches.get(use.node());
     if (n != null) {
       read.add(n.getInput(0));
     }
+  }
+
+  /** The look-ups in branches and bodies; none where the main graph reads the weight too. */
+  private List<String> lookUps(OnnxWeight weight, Use product) {
+    return ProductSite.lookUps(
+        weight,
+        product,
+        producers,
+        node -> !main.containsKey(node),
+        use ->
+            use.axes().equals(product.axes())
+                && !main.containsKey(use.node())
+                && ProductSite.obstacle(model, weight, use, producers) == null);
   }
 
   private String content(String value, List<Integer> axes) {

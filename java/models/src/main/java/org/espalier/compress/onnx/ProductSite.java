@@ -47,7 +47,7 @@ final class ProductSite {
      * The outputs of the Gathers that look up in the same constant, whose rows are the columns of W: a language
      * model's embedding may be its last product too.
      */
-    final List<String> lookUps;
+    final Set<String> lookUps = new LinkedHashSet<>();
 
     /** The constant that holds the weights, and for each axis of W the axis of that constant. */
     String value;
@@ -57,12 +57,11 @@ final class ProductSite {
     /** What the rows of W were multiplied by; null where they are as they were. */
     float[] factors;
 
-    Product(OnnxWeight weight, Use use, int rows, int columns, List<String> lookUps) {
+    Product(OnnxWeight weight, Use use, int rows, int columns) {
       this.name = weight.name();
       this.output = use.node();
       this.rows = rows;
       this.columns = columns;
-      this.lookUps = lookUps;
       this.value = weight.value();
       this.axes = use.axes();
     }
@@ -70,13 +69,19 @@ final class ProductSite {
     /**
      * Adds a node.
      *
+     * @param lookUps in its weight
      * @param readers of values, those in branches and bodies apart where it lies there
      */
     void add(
-        OnnxModel model, OnnxWeight weight, String node, Map<String, List<NodeProto>> readers) {
+        OnnxModel model,
+        OnnxWeight weight,
+        Use use,
+        List<String> lookUps,
+        Map<String, List<NodeProto>> readers) {
       names.add(weight.name());
-      outputs.add(node);
-      String biasAdd = ConstantVector.biasAdd(model, node, columns, readers);
+      outputs.add(use.node());
+      this.lookUps.addAll(lookUps);
+      String biasAdd = ConstantVector.biasAdd(model, use.node(), columns, readers);
       if (biasAdd != null) {
         biasAdds.add(biasAdd);
       }
@@ -240,8 +245,8 @@ final class ProductSite {
           inside.add(weight, use, rows, columns);
           continue;
         }
-        Product product = new Product(weight, use, rows, columns, lookUps(weight, use, outer));
-        product.add(model, weight, use.node(), consumers);
+        Product product = new Product(weight, use, rows, columns);
+        product.add(model, weight, use, lookUps(weight, use, outer), consumers);
         sites
             .computeIfAbsent(
                 outer.get(use.node()).getInput(0), a -> new ProductSite(List.of(a), rows, false))
@@ -254,10 +259,28 @@ final class ProductSite {
     return List.copyOf(all);
   }
 
-  /** The look-ups in a weight that can read what its product holds; none where something else reads it. */
+  /** The look-ups in a weight that can read what its product in the main graph holds; none where something else reads it. */
   static List<String> lookUps(OnnxWeight weight, Use product, Map<String, NodeProto> main) {
+    return main.containsKey(product.node())
+        ? lookUps(weight, product, main, main::containsKey, use -> use == product)
+        : List.of();
+  }
+
+  /**
+   * The same of nodes in any graph.
+   *
+   * @param producers of all values between the weight and these nodes
+   * @param here which nodes may look up
+   * @param same which uses are the product
+   */
+  static List<String> lookUps(
+      OnnxWeight weight,
+      Use product,
+      Map<String, NodeProto> producers,
+      Predicate<String> here,
+      Predicate<Use> same) {
     List<String> found = new ArrayList<>();
-    if (product.axes().size() != 2 || !main.containsKey(product.node())) {
+    if (product.axes().size() != 2) {
       return found;
     }
     // The rows that are looked up are the columns of the product's matrix.
@@ -266,18 +289,21 @@ final class ProductSite {
       boolean fits =
           use.kind() == Kind.EMBEDDING
               && use.axes().equals(rows)
-              && main.containsKey(use.node())
-              && use.path().stream().skip(1).noneMatch(v -> OnnxModel.isOwn(main.get(v), "Cast"));
+              && here.test(use.node())
+              && use.path().stream()
+                  .skip(1)
+                  .noneMatch(v -> OnnxModel.isOwn(producers.get(v), "Cast"));
       if (fits) {
         found.add(use.node());
-      } else if (use != product) {
+      } else if (!same.test(use)) {
         return List.of();
       }
     }
     return weight.otherUses() == 0 ? List.copyOf(found) : List.of();
   }
 
-  private static String obstacle(
+  /** Why a use of a weight is no product that is quantized here; null if it is one. */
+  static String obstacle(
       OnnxModel model, OnnxWeight weight, Use use, Map<String, NodeProto> producers) {
     OnnxInitializer w = model.constant(weight.value());
     if (w.elements() == 0) {
