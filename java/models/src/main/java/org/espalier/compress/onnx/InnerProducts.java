@@ -44,6 +44,9 @@ final class InnerProducts {
   /** Sums of matrices, by constant and axes. */
   private final Map<List<Object>, String> contents = new HashMap<>();
 
+  /** The look-ups in them. */
+  private final Map<List<Object>, List<String>> allLookUps = new HashMap<>();
+
   InnerProducts(OnnxModel model) {
     this.model = model;
     main = model.producers();
@@ -54,13 +57,13 @@ final class InnerProducts {
 
   /** Adds a node that multiplies with a matrix [rows, columns]. */
   void add(OnnxWeight weight, Use use, int rows, int columns) {
-    String content =
-        contents.computeIfAbsent(
-            List.of(weight.value(), use.axes()), key -> content(weight.value(), use.axes()));
+    List<Object> matrix = List.of(weight.value(), use.axes());
+    String content = contents.computeIfAbsent(matrix, key -> content(weight.value(), use.axes()));
     Product product =
         products.computeIfAbsent(
             List.of(rows, columns, content), key -> new Product(weight, use, rows, columns));
-    product.add(model, weight, use, lookUps(weight, use), readers);
+    List<String> lookUps = allLookUps.computeIfAbsent(matrix, key -> lookUps(weight, use));
+    product.add(model, weight, use, lookUps, readers);
     Set<String> read = activations.computeIfAbsent(product, key -> new LinkedHashSet<>());
     NodeProto n = inBranches.get(use.node());
     if (n != null) {
