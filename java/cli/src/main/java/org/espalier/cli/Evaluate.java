@@ -422,7 +422,10 @@ final class Evaluate implements Callable<Integer> {
   private ModelSource onnx(String given) {
     ModelSource source = ModelSource.find(given, common::note);
     if (source.kind() != ModelSource.Kind.ONNX) {
-      throw new InputException(given + " is not an .onnx model; evaluate runs ONNX models");
+      throw new InputException(
+          given
+              + " is not an .onnx model; evaluate runs ONNX models"
+              + (source.isGraph() ? ", and 'espalier export' makes one of it" : ""));
     }
     return source;
   }

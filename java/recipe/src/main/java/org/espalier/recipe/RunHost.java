@@ -31,6 +31,7 @@ import org.espalier.source.ModelSource;
 import org.espalier.torch.Libtorch;
 import org.espalier.train.Examples;
 import org.espalier.train.Labels;
+import org.espalier.transformers.TransformersModel;
 
 /** What a run needs beside training: files behind references, the tokenizer, ONNX Runtime, who watches it. */
 final class RunHost implements AutoCloseable {
@@ -62,6 +63,13 @@ final class RunHost implements AutoCloseable {
       return maven.file(MavenEntry.parse(reference));
     }
     Path path = base.resolve(ModelSource.path(reference));
+    if (TransformersModel.isOne(path)) {
+      throw new InputException(
+          path
+              + " is a folder; 'espalier export "
+              + reference
+              + " -o model.onnx' makes the ONNX model that recipes take");
+    }
     if (!Files.isRegularFile(path)) {
       throw new InputException(
           "there is no file "
