@@ -1,12 +1,16 @@
 package org.espalier.cli;
 
 import static org.espalier.cli.SmallLanguage.VOCABULARY;
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.NodeProto;
 import com.fasterxml.jackson.databind.JsonNode;
 import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.FloatBuffer;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -139,6 +143,64 @@ class ExportTest {
         divergences[1] < (form.endsWith("int4") ? 0.7 : 1) * divergences[0],
         divergences[0] + " becomes " + divergences[1]);
     assertTrue(divergences[1] < 0.1, form + options + ": " + divergences[1]);
+  }
+
+  /** Scales that were trained go to readers of checkpoints with the integers that they belong to, and nothing else changes. */
+  @Test
+  void fourBitsThatAreTrainedGoBack() throws IOException {
+    export(checkpoint, "model.onnx");
+    Path recipe = folder.resolve("recipe.yaml");
+    Files.writeString(
+        recipe,
+        """
+        model: {file: model.onnx, config: checkpoint/config.json}
+        data: {texts: checkpoint/texts.txt, task: causal-lm, validation: 32, evaluation: 32}
+        stages:
+          - {kind: quantize, form: int4, embeddings: false, steps: 6, batch: 16}
+        export: {formats: [onnx, compressed-tensors]}
+        """);
+    Path out = folder.resolve("out");
+    Run.of("compress", recipe, "-o", out).done();
+    Path back = out.resolve("compressed-tensors");
+    Path written = export(back, "back.onnx");
+    // Equal but for the head, which readers of the layout take as floats.
+    double whole = divergence(folder.resolve("model.onnx"), written);
+    double apart = divergence(out.resolve("model-int4.onnx"), written);
+    assertTrue(whole > 0 && whole < 0.1, "" + whole);
+    assertTrue(apart < 0.5 * whole, apart + " of " + whole);
+    OnnxModel trained = OnnxModel.read(out.resolve("model-int4.onnx"));
+    OnnxModel read = OnnxModel.read(written);
+    for (int n = 0; n < 2; n++) {
+      String module = "model.layers." + n + ".mlp.down_proj";
+      assertArrayEquals(values(trained, module), values(read, module), module);
+    }
+  }
+
+  /** What the integers of a product stand for, [out, in]. */
+  private static float[] values(OnnxModel model, String module) {
+    NodeProto product =
+        model.nodes().stream()
+            .filter(n -> n.getOpType().equals("MatMulNBits"))
+            .filter(n -> n.getOutput(0).startsWith(module + "/"))
+            .findFirst()
+            .orElseThrow();
+    ByteBuffer bytes = model.initializer(product.getInput(1)).data();
+    FloatBuffer scales = model.initializer(product.getInput(2)).floats();
+    ByteBuffer zeros =
+        product.getInputCount() > 3 ? model.initializer(product.getInput(3)).data() : null;
+    int blocks = (int) (model.initializer(product.getInput(1)).dims()[1]);
+    int zeroBytes = (blocks + 1) / 2;
+    float[] values = new float[2 * bytes.remaining()];
+    int block = values.length / scales.remaining();
+    for (int i = 0; i < values.length; i++) {
+      int b = i / block;
+      int row = b / blocks;
+      int column = b % blocks;
+      int zero =
+          zeros == null ? 8 : zeros.get(row * zeroBytes + column / 2) >>> 4 * (column % 2) & 15;
+      values[i] = 0f + scales.get(b) * ((bytes.get(i / 2) >>> 4 * (i % 2) & 15) - zero);
+    }
+    return values;
   }
 
   @Test

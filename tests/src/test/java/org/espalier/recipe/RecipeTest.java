@@ -139,12 +139,21 @@ class RecipeTest {
     assertEquals(32, weights.quantization().weights().block());
     assertFalse(weights.quantization().weights().learnScales());
     assertEquals(3e-5, weights.training().optimizer().learningRate());
-    InputException e =
-        assertThrows(
-            InputException.class,
-            () -> parse(adamW, "quantize.form=int4", "export.formats=[compressed-tensors]"));
-    assertTrue(e.getMessage().contains("formats"), e.getMessage());
-    assertTrue(e.getMessage().contains("makes 4 bits"), e.getMessage());
+    String formats = "export.formats=[compressed-tensors]";
+    parse(adamW, "quantize.form=int4", "model.config=config.json", formats);
+    Map.of(
+            "quantize.block=16",
+                "has blocks of 32, 64 and 128; the stage quantize makes blocks of 16",
+            "quantize.size=0.3", "has weights of 4 bits alone; the stage quantize gives some 8")
+        .forEach(
+            (setting, words) -> {
+              InputException e =
+                  assertThrows(
+                      InputException.class,
+                      () -> parse(adamW, "quantize.form=int4", setting, formats));
+              assertTrue(e.getMessage().contains("formats"), e.getMessage());
+              assertTrue(e.getMessage().contains(words), e.getMessage());
+            });
   }
 
   @Test

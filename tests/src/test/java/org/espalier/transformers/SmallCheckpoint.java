@@ -5,6 +5,7 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Collection;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -128,10 +129,36 @@ public final class SmallCheckpoint {
   void write(Path folder, String config) throws IOException {
     Files.createDirectories(folder);
     Files.writeString(folder.resolve("config.json"), config);
+    write(folder.resolve("model.safetensors"), values.keySet());
+  }
+
+  /** Writes {@code config.json}, two shards and their index. */
+  void writeShards(Path folder, String config) throws IOException {
+    Files.createDirectories(folder);
+    Files.writeString(folder.resolve("config.json"), config);
+    StringBuilder index = new StringBuilder();
+    List<String> names = List.copyOf(values.keySet());
+    for (int shard = 0; shard < 2; shard++) {
+      String file = "model-0000" + (shard + 1) + "-of-00002.safetensors";
+      int middle = names.size() / 2;
+      List<String> own =
+          shard == 0 ? names.subList(0, middle) : names.subList(middle, names.size());
+      write(folder.resolve(file), own);
+      for (String name : own) {
+        index.append(index.length() == 0 ? "" : ", ");
+        index.append("\"%s\": \"%s\"".formatted(name, file));
+      }
+    }
+    Files.writeString(
+        folder.resolve("model.safetensors.index.json"), "{\"weight_map\": {" + index + "}}");
+  }
+
+  private void write(Path file, Collection<String> names) {
     Map<TensorSpec, byte[]> tensors = new LinkedHashMap<>();
-    values.forEach(
-        (name, value) -> tensors.put(new TensorSpec(name, type, shapes.get(name)), bytes(value)));
-    RawSafetensors.write(folder.resolve("model.safetensors"), Map.of("format", "pt"), tensors);
+    for (String name : names) {
+      tensors.put(new TensorSpec(name, type, shapes.get(name)), bytes(values.get(name)));
+    }
+    RawSafetensors.write(file, Map.of("format", "pt"), tensors);
   }
 
   private byte[] bytes(float[] value) {

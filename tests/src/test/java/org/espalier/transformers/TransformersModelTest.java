@@ -8,7 +8,9 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.stream.Stream;
 import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
@@ -56,6 +58,28 @@ class TransformersModelTest {
     assertTrue(e.getMessage().contains("is the input"), e.getMessage());
   }
 
+  /** Links to files elsewhere are how a cache of the hub keeps them. */
+  @Test
+  void shardsAndLinksAreRead() throws IOException {
+    OnnxModel single = TransformersModel.read(folder, note -> {});
+    Path shards = folder.resolve("shards");
+    weights.writeShards(shards, CONFIG);
+    Path links = Files.createDirectory(folder.resolve("links"));
+    try (Stream<Path> files = Files.list(shards)) {
+      for (Path file : (Iterable<Path>) files::iterator) {
+        Files.createSymbolicLink(links.resolve(file.getFileName()), file);
+      }
+    }
+    for (Path other : new Path[] {shards, links}) {
+      OnnxModel model = TransformersModel.read(other, note -> {});
+      assertEquals(single.nodes(), model.nodes());
+      assertEquals(2, model.files().size());
+      for (OnnxInitializer tensor : single.initializers()) {
+        assertEquals(tensor.data(), model.initializer(tensor.name()).data(), tensor.name());
+      }
+    }
+  }
+
   @Test
   void configurationsThatAreNot() throws IOException {
     Files.writeString(folder.resolve("config.json"), "[1]");
@@ -100,7 +124,7 @@ class TransformersModelTest {
     config("\"hidden_size\": 32", "\"hidden_size\": 32, \"head_dim\": 15");
     refused("heads of 15 numbers");
     config("\"max_position_embeddings\": 8", "\"max_position_embeddings\": 2000000000");
-    refused("max_position_embeddings = 2000000000 takes a table");
+    refused("max_position_embeddings = 2000000000 asks for a table");
     config("\"hidden_size\": 32", "\"hidden_size\": 32, \"rms_norm_eps\": \"small\"");
     refused("rms_norm_eps is \"small\"; a number above 0 is right");
     config("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 2000000000");

@@ -442,7 +442,11 @@ final class Online implements Callable<Integer> {
     }
     ModelSource source = ModelSource.find(encoderModel, common::note);
     if (source.kind() != ModelSource.Kind.ONNX) {
-      throw new InputException("--encoder " + encoderModel + " is no .onnx file");
+      throw new InputException(
+          "--encoder "
+              + encoderModel
+              + " is no .onnx file"
+              + (source.isGraph() ? "; 'espalier export' makes one of it" : ""));
     }
     Encoder encoder = open(source, pooling == null ? Pooling.MEAN : pooling);
     boolean learned = held != null && LearnerFiles.isLearned(held);

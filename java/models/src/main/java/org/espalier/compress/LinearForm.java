@@ -1,5 +1,7 @@
 package org.espalier.compress;
 
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
@@ -105,6 +107,13 @@ public record LinearForm(int bits, int block, boolean symmetric) {
       tensors.add(new TensorSpec(name, SafetensorsDtype.I8, matrix.shape()));
     }
     return tensors;
+  }
+
+  /** What {@link #shapeName} holds of a matrix. */
+  static ByteBuffer shapeOf(TensorInfo matrix) {
+    ByteBuffer shape = ByteBuffer.allocate(2 * Long.BYTES).order(ByteOrder.LITTLE_ENDIAN);
+    matrix.shape().forEach(shape::putLong);
+    return shape.flip();
   }
 
   /** The words that hold {@code integers}. */

@@ -82,9 +82,7 @@ final class LinearTensors {
       zeroPoints.finish();
     }
     if (form.isPacked()) {
-      ByteBuffer shape = ByteBuffer.allocate(2 * Long.BYTES).order(ByteOrder.LITTLE_ENDIAN);
-      matrix.shape().forEach(shape::putLong);
-      output.append(LinearForm.shapeName(matrix.name()), shape.flip());
+      output.append(LinearForm.shapeName(matrix.name()), LinearForm.shapeOf(matrix));
     }
   }
 }

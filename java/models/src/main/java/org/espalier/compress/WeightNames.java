@@ -56,7 +56,7 @@ public final class WeightNames {
   }
 
   /** Whether the tensor's own module is the output head, which may be tied to the embeddings. */
-  static boolean isHead(String tensor) {
+  public static boolean isHead(String tensor) {
     return HEADS.contains(last(module(tensor)));
   }
 

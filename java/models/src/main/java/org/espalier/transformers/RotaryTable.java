@@ -85,7 +85,13 @@ final class RotaryTable {
     long values = positions * frequencies.length;
     if (values > MOST_BYTES / Float.BYTES) {
       throw new InputException(
-          "max_position_embeddings = " + positions + " takes a table of " + values + " angles");
+          "max_position_embeddings = "
+              + positions
+              + " asks for a table of "
+              + values
+              + " angles; at most "
+              + MOST_BYTES / Float.BYTES / frequencies.length
+              + " positions are right");
     }
     float[] table = new float[(int) values];
     for (int p = 0; p < positions; p++) {

@@ -12,7 +12,11 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import org.espalier.compress.CompressedTensorsFolder;
+import org.espalier.compress.CompressedTensorsFolder.Integers;
 import org.espalier.compress.CompressedTensorsFolder.Weight;
+import org.espalier.compress.LinearForm;
+import org.espalier.compress.WeightNames;
+import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.Parameter;
@@ -20,21 +24,30 @@ import org.espalier.torch.onnx.GraphParameters;
 
 /** The integers and scales of an exported ONNX model in the compressed-tensors layout. */
 final class CompressedWeights {
-  /** The integers of a product, and whether they lie as [in, out]. */
-  private record Integers(String values, String scales, boolean transposed) {}
+  /** Zero points: of a block as it is, and of one whose integers were turned around. */
+  private static final byte PLAIN = 0;
+
+  private static final byte TURNED = -1;
 
   private CompressedWeights() {}
 
   /**
-   * Writes a folder.
+   * Writes a folder. The output head stays float, as readers want it.
    *
    * @param dense the float model, whose names and order are used
    * @param exported the same model quantized
    * @param config the {@code config.json} of the original
+   * @param form what a quantize stage made
    */
-  static void write(OnnxModel dense, OnnxModel exported, Path config, Path target) {
-    Map<String, Integers> quantized = new HashMap<>(dynamic(exported));
-    quantized.putAll(fixed(exported));
+  static void write(
+      OnnxModel dense, OnnxModel exported, Path config, LinearForm form, Path target) {
+    Map<String, Integers> quantized = new HashMap<>();
+    if (form.bits() == 4) {
+      quantized.putAll(blocks(exported));
+    } else {
+      quantized.putAll(dynamic(exported));
+      quantized.putAll(fixed(exported));
+    }
     List<Weight> weights = new ArrayList<>();
     for (GraphParameters.Entry e : GraphParameters.of(dense).parameters()) {
       OnnxInitializer tensor = dense.constant(e.constant());
@@ -42,24 +55,48 @@ final class CompressedWeights {
       boolean linear = e.kind() == Parameter.Kind.LINEAR;
       String name = DenseWeights.plain(e.name());
       Integers q =
-          linear && e.nodes().size() == 1 && name.endsWith(".weight")
+          linear && e.nodes().size() == 1 && name.endsWith(".weight") && !WeightNames.isHead(name)
               ? quantized.get(e.nodes().get(0))
               : null;
-      List<Long> shape = DenseWeights.shape(e, dims);
-      if (q == null) {
-        weights.add(new Weight(name, shape, DenseWeights.bytes(tensor, e), null, null, linear));
-      } else {
-        weights.add(
-            new Weight(
-                name,
-                shape,
-                null,
-                rows(exported.constant(q.values()), q.transposed()),
-                scales(exported.constant(q.scales())),
-                true));
-      }
+      ByteBuffer floats = q == null ? DenseWeights.bytes(tensor, e) : null;
+      weights.add(new Weight(name, DenseWeights.shape(e, dims), floats, q, linear));
     }
-    CompressedTensorsFolder.write(target, config, weights);
+    CompressedTensorsFolder.write(target, config, form, weights);
+  }
+
+  /**
+   * MatMulNBits of 4 bits, whose bytes are the words of this layout. Scales of this layout are positive: where one is
+   * negative, s·(q − 8) of the stored q from 0 to 15 is |s|·((15 − q) − 7).
+   */
+  private static Map<String, Integers> blocks(OnnxModel model) {
+    Map<String, Integers> found = new HashMap<>();
+    for (NodeProto n : model.nodes()) {
+      if (!n.getOpType().equals("MatMulNBits")
+          || Attributes.integer(n, "bits", 4) != 4
+          || Attributes.integer(n, "K", 0) % Attributes.integer(n, "block_size", 1) != 0
+          || model.initializer(n.getInput(1)) == null) {
+        continue; // of 8 bits, rows that are no whole blocks, or a table that is the last product
+        // too
+      }
+      ByteBuffer stored = model.initializer(n.getInput(1)).data();
+      FloatBuffer scales = model.initializer(n.getInput(2)).floats();
+      int blocks = scales.remaining();
+      int bytes = stored.remaining() / blocks;
+      ByteBuffer values = ByteBuffer.allocate(stored.remaining());
+      ByteBuffer positive =
+          ByteBuffer.allocate(Float.BYTES * blocks).order(ByteOrder.LITTLE_ENDIAN);
+      byte[] zeroPoints = new byte[blocks];
+      for (int b = 0; b < blocks; b++) {
+        boolean turn = scales.get(b) < 0;
+        for (int i = 0; i < bytes; i++) {
+          values.put((byte) (turn ? ~stored.get() : stored.get()));
+        }
+        positive.putFloat(Math.abs(scales.get(b)));
+        zeroPoints[b] = turn ? TURNED : PLAIN;
+      }
+      found.put(n.getOutput(0), new Integers(values.flip(), positive.flip(), zeroPoints));
+    }
+    return found;
   }
 
   /** DynamicQuantizeLinear, MatMulInteger, Cast, and a Mul with the product of the scales. */
@@ -83,7 +120,7 @@ final class CompressedWeights {
       }
       for (String input : scale.getInputList()) {
         if (model.constant(input) != null) {
-          found.put(mul.getOutput(0), new Integers(n.getInput(1), input, true));
+          found.put(mul.getOutput(0), ofRows(model, n.getInput(1), input, true));
         }
       }
     }
@@ -115,11 +152,22 @@ final class CompressedWeights {
             transB |= a.getName().equals("transB") && a.getI() != 0;
           }
           found.put(
-              product.getOutput(0), new Integers(n.getInput(0), n.getInput(1), !(gemm && transB)));
+              product.getOutput(0), ofRows(model, n.getInput(0), n.getInput(1), !(gemm && transB)));
         }
       }
     }
     return found;
+  }
+
+  /**
+   * Integers of 8 bits.
+   *
+   * @param transposed whether they lie as [in, out]
+   */
+  private static Integers ofRows(
+      OnnxModel model, String values, String scales, boolean transposed) {
+    return new Integers(
+        rows(model.constant(values), transposed), scales(model.constant(scales)), null);
   }
 
   private static ByteBuffer rows(OnnxInitializer tensor, boolean transposed) {

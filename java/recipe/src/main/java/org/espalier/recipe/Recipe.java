@@ -12,6 +12,7 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Set;
 import org.espalier.InputException;
+import org.espalier.compress.LinearForm;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.evaluate.ExampleLine;
@@ -400,14 +401,24 @@ public record Recipe(
           "compressed-tensors holds the int8 weights that a stage has made, and no stage quantizes;"
               + " a model that was int8 before is written as ONNX");
     }
-    if (quantize.quantization().form() == Quantization.Form.INT4) {
+    Quantization quantization = quantize.quantization();
+    boolean int4 = quantization.form() == Quantization.Form.INT4;
+    if (int4 && !LinearForm.BLOCKS.contains(quantization.weights().block())) {
       throw export.wrong(
           "formats",
-          "compressed-tensors is written with int8 weights; the stage "
+          "compressed-tensors has blocks of 32, 64 and 128; the stage "
               + quantize.name()
-              + " makes 4 bits");
+              + " makes blocks of "
+              + quantization.weights().block());
     }
-    if (quantize.quantization().fit()) {
+    if (int4 && quantization.weights().size() > 0) {
+      throw export.wrong(
+          "formats",
+          "compressed-tensors has weights of 4 bits alone; the stage "
+              + quantize.name()
+              + " gives some 8, by its size");
+    }
+    if (!int4 && quantization.fit()) {
       throw export.wrong(
           "formats",
           "compressed-tensors: fitting puts factors into the graph that this layout has no place"

@@ -6,6 +6,7 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import org.espalier.compress.LinearForm;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.Float16Converter;
 import org.espalier.compress.onnx.FloatWeights;
@@ -33,7 +34,12 @@ final class RunExport {
   /** What weights are: int8, int4, or null for floats. */
   private final String grid;
 
-  private final boolean fitted;
+  /** Whether fitting put factors into the graph. */
+  private final boolean hasFactors;
+
+  /** What weights are in the compressed-tensors layout. */
+  private final LinearForm linear;
+
   private final ArrayNode outputs = JsonNodeFactory.instance.arrayNode();
 
   /**
@@ -53,7 +59,12 @@ final class RunExport {
             .toList();
     wasInt8 = compression.form().isInt8();
     grid = wasInt8 ? "int8" : quantized.isEmpty() ? null : quantized.get(0).form().weights();
-    fitted = quantized.stream().anyMatch(Quantization::fit);
+    // Of 4 bits nothing is equalized.
+    hasFactors = quantized.stream().anyMatch(q -> q.fit() && q.form() != Quantization.Form.INT4);
+    linear =
+        quantized.isEmpty() || quantized.get(0).form() != Quantization.Form.INT4
+            ? LinearForm.INT8
+            : LinearForm.int4(quantized.get(0).weights().block(), false);
   }
 
   /** What was written, as the report lists it. */
@@ -125,7 +136,7 @@ final class RunExport {
     DenseWeights.write(dense, file);
     add(
         List.of(file),
-        fitted
+        hasFactors
             ? "float32 weights of the fitted graph with its factors (no checkpoint of the"
                 + " original architecture), linear layers as [out, in]"
             : "its float32 weights, linear layers as [out, in]");
@@ -134,8 +145,11 @@ final class RunExport {
   private void writeCompressedTensors(OnnxModel dense, OnnxModel exported) {
     Path target = folder.resolve("compressed-tensors");
     RunFolder.delete(target); // of a process that ended after it and before the report
-    CompressedWeights.write(dense, exported, inputs.configFile, target);
-    add(List.of(target.resolve("model.safetensors")), "int8 weights in the Hugging Face layout");
+    CompressedWeights.write(dense, exported, inputs.configFile, linear, target);
+    add(
+        List.of(target.resolve("model.safetensors")),
+        (linear.bits() == 8 ? "int8 weights" : "weights of 4 bits, with zero points,")
+            + " in the Hugging Face layout");
   }
 
   private void writeTorchScript() {
