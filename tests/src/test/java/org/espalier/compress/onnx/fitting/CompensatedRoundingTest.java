@@ -2,7 +2,6 @@ package org.espalier.compress.onnx.fitting;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
-import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.util.Arrays;
@@ -121,41 +120,6 @@ class CompensatedRoundingTest {
       }
     }
     return sum;
-  }
-
-  /** Sizes around the block of 32 columns, and beyond the size from which rows run in parallel. */
-  @Test
-  void factorAndInverseAreExact() {
-    for (int k : new int[] {1, 2, 31, 32, 33, 64, 150}) {
-      double[][] h = correlated(k, k);
-      double[][] a = lower(h);
-      for (int i = 0; i < k; i++) {
-        a[i][i] += 0.1;
-        h[i][i] += 0.1;
-      }
-      double[][] l = CompensatedRounding.cholesky(a);
-      double[][] inverse = CompensatedRounding.invert(l);
-      for (int i = 0; i < k; i++) {
-        for (int j = 0; j <= i; j++) {
-          double product = 0;
-          double unit = 0;
-          for (int m = 0; m <= j; m++) {
-            product += l[i][m] * l[j][m];
-          }
-          for (int m = j; m <= i; m++) {
-            unit += l[i][m] * inverse[m][j];
-          }
-          assertEquals(h[i][j], product, 1e-9, k + ": " + i + "," + j);
-          assertEquals(i == j ? 1 : 0, unit, 1e-9, k + ": " + i + "," + j);
-        }
-      }
-    }
-  }
-
-  @Test
-  void aMatrixThatIsNotPositiveDefiniteIsNamed() {
-    double[][] a = {{1}, {2, 1}};
-    assertThrows(ArithmeticException.class, () -> CompensatedRounding.cholesky(a));
   }
 
   /** Rounding of sums can leave moments that no numbers have. */

@@ -154,7 +154,7 @@ public final class ChannelElimination {
         lower[i][i] += damping;
       }
       try {
-        return CompensatedRounding.cholesky(lower);
+        return Cholesky.factor(lower);
       } catch (ArithmeticException e) {
         // Few examples, far from 0 and near each other: the moments are mostly rounding.
         if (damping > Double.MAX_VALUE / MORE_DAMPING) {
@@ -171,8 +171,7 @@ public final class ChannelElimination {
       for (int i = 0; i < n; i++) {
         trace += moments[i][i];
       }
-      double[][] factor =
-          CompensatedRounding.invert(factor(moments, trace > 0 ? DAMPING * trace / n : 1));
+      double[][] factor = Cholesky.inverse(factor(moments, trace > 0 ? DAMPING * trace / n : 1));
       double[][] inverse = new double[n][n];
       IntStream.range(0, n)
           .parallel()
