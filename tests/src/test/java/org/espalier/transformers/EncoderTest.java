@@ -99,7 +99,15 @@ class EncoderTest {
         double[] query = w.linear(q, x[t]);
         for (int head = 0; head < HEADS; head++) {
           int at = head * width;
-          SmallCheckpoint.attend(query, keys, values, 0, n, at, at, width, seen);
+          SmallCheckpoint.attend(
+              key -> SmallCheckpoint.dot(query, at, keys[key], at, width) / Math.sqrt(width),
+              values,
+              0,
+              n,
+              at,
+              at,
+              width,
+              seen);
         }
         double[] first =
             w.layerNorm(norm, SmallCheckpoint.plus(x[t], w.linear(out, seen)), epsilon);
@@ -111,22 +119,6 @@ class EncoderTest {
       }
       return y;
     }
-  }
-
-  private static double gelu(double x) {
-    // The normal distribution by Simpson's rule.
-    int steps = 400;
-    double h = x / steps;
-    double sum = 0;
-    for (int i = 0; i <= steps; i++) {
-      double weight = i == 0 || i == steps ? 1 : i % 2 == 1 ? 4 : 2;
-      sum += weight * Math.exp(-0.5 * (i * h) * (i * h));
-    }
-    return x * (0.5 + sum * h / 3 / Math.sqrt(2 * Math.PI));
-  }
-
-  private static double geluNew(double x) {
-    return 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x * x * x)));
   }
 
   private static double[][] embedded(
@@ -194,7 +186,7 @@ class EncoderTest {
     assertTrue(notes.get(0).startsWith("2 tensors of "), notes.toString());
     assertTrue(notes.get(0).contains("'pooler.dense.bias'"), notes.toString());
     for (int i = 0; i < TEXTS.length; i++) {
-      double[][] expected = states(w, "", TEXTS[i], 0, true, EncoderTest::gelu);
+      double[][] expected = states(w, "", TEXTS[i], 0, true, SmallCheckpoint::gelu);
       for (int t = 0; t < expected.length; t++) {
         close(expected[t], states[i][t], "text " + i + " token " + t);
       }
@@ -217,7 +209,7 @@ class EncoderTest {
     float[][] logits = (float[][]) run("logits", 0, true, notes);
     assertEquals(List.of(), notes);
     for (int i = 0; i < TEXTS.length; i++) {
-      double[][] states = states(w, "bert.", TEXTS[i], 0, true, EncoderTest::geluNew);
+      double[][] states = states(w, "bert.", TEXTS[i], 0, true, SmallCheckpoint::geluNew);
       double[] pooled = tanh(w.linear("bert.pooler.dense", states[0]));
       close(w.linear("classifier", pooled), logits[i], "text " + i);
     }
@@ -237,7 +229,7 @@ class EncoderTest {
             ", \"type_vocab_size\": 1, \"pad_token_id\": 1, \"num_labels\": 3"));
     float[][] logits = (float[][]) run("logits", 1, false, new ArrayList<>());
     for (int i = 0; i < TEXTS.length; i++) {
-      double[][] states = states(w, "roberta.", TEXTS[i], 2, true, EncoderTest::gelu);
+      double[][] states = states(w, "roberta.", TEXTS[i], 2, true, SmallCheckpoint::gelu);
       double[] pooled = tanh(w.linear("classifier.dense", states[0]));
       close(w.linear("classifier.out_proj", pooled), logits[i], "text " + i);
     }
@@ -260,7 +252,7 @@ class EncoderTest {
     for (int i = 0; i < TEXTS.length; i++) {
       double[][] x = embedded(w, "distilbert.", TEXTS[i], 0, false, 1e-12);
       for (int n = 0; n < LAYERS; n++) {
-        x = Layer.distil("distilbert.", n).compute(w, x, EncoderTest::gelu, 1e-12);
+        x = Layer.distil("distilbert.", n).compute(w, x, SmallCheckpoint::gelu, 1e-12);
       }
       for (int t = 0; t < x.length; t++) {
         close(w.linear("classifier", x[t]), logits[i][t], "text " + i + " token " + t);

@@ -10,7 +10,12 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.Set;
 import java.util.TreeMap;
+import java.util.TreeSet;
+import java.util.function.DoubleUnaryOperator;
+import java.util.function.IntToDoubleFunction;
+import java.util.stream.DoubleStream;
 import java.util.stream.LongStream;
 import org.espalier.format.HalfFloats;
 import org.espalier.format.safetensors.RawSafetensors;
@@ -74,6 +79,17 @@ public final class SmallCheckpoint {
     return found;
   }
 
+  Set<String> names() {
+    return new TreeSet<>(values.keySet());
+  }
+
+  /** The names of tensors of two dimensions. */
+  Set<String> matrices() {
+    Set<String> names = names();
+    names.removeIf(name -> shapes.get(name).size() != 2);
+    return names;
+  }
+
   boolean has(String name) {
     return values.containsKey(name);
   }
@@ -100,11 +116,22 @@ public final class SmallCheckpoint {
     }
   }
 
+  /** A module whose weight is [in, out]. */
+  void turnedLinear(String name, long in, long out) {
+    add(name + ".weight", 0, 0.8 / Math.sqrt(in), in, out);
+    add(name + ".bias", 0, 0.2, out);
+  }
+
   void norm(String name, long width, boolean bias) {
     add(name + ".weight", 1, 0.2, width);
     if (bias) {
       add(name + ".bias", 0, 0.2, width);
     }
+  }
+
+  /** A norm that multiplies by one more than its weight. */
+  void normAroundZero(String name, long width) {
+    add(name + ".weight", 0, 0.2, width);
   }
 
   void remove(String name) {
@@ -197,8 +224,30 @@ public final class SmallCheckpoint {
     return values;
   }
 
+  /** W·x + b of a module whose weight is [in, out]. */
+  double[] turnedLinear(String name, double[] x) {
+    float[] w = get(name + ".weight");
+    double[] y = new double[w.length / x.length];
+    for (int o = 0; o < y.length; o++) {
+      y[o] = get(name + ".bias")[o];
+      for (int i = 0; i < x.length; i++) {
+        y[o] += (double) w[i * y.length + o] * x[i];
+      }
+    }
+    return y;
+  }
+
   /** Root mean square norm. */
   double[] rootMeanSquareNorm(String name, double[] x, double epsilon) {
+    return rootMeanSquareNorm(name, x, epsilon, 0);
+  }
+
+  /**
+   * The same.
+   *
+   * @param more is added to its weight
+   */
+  double[] rootMeanSquareNorm(String name, double[] x, double epsilon, double more) {
     double squares = 0;
     for (double v : x) {
       squares += v * v;
@@ -206,7 +255,7 @@ public final class SmallCheckpoint {
     double factor = 1 / Math.sqrt(squares / x.length + epsilon);
     double[] y = new double[x.length];
     for (int i = 0; i < x.length; i++) {
-      y[i] = x[i] * factor * get(name + ".weight")[i];
+      y[i] = x[i] * factor * (more + get(name + ".weight")[i]);
     }
     return y;
   }
@@ -237,17 +286,26 @@ public final class SmallCheckpoint {
     return sum;
   }
 
+  /** a·b of a head. */
+  static double dot(double[] a, int from, double[] b, int at, int width) {
+    double sum = 0;
+    for (int i = 0; i < width; i++) {
+      sum += a[from + i] * b[at + i];
+    }
+    return sum;
+  }
+
   /**
-   * softmax(q·k / √width) · v for one query and one head.
+   * softmax(scores) · v for one query and one head.
    *
+   * @param score by key
    * @param from the first key that is seen
    * @param to the end of those
-   * @param offset where the head begins in queries
-   * @param shared where it begins in keys and values
+   * @param offset where the head begins in what comes out
+   * @param shared where it begins in values
    */
   static void attend(
-      double[] q,
-      double[][] k,
+      IntToDoubleFunction score,
       double[][] v,
       int from,
       int to,
@@ -258,9 +316,7 @@ public final class SmallCheckpoint {
     double[] scores = new double[to];
     double largest = Double.NEGATIVE_INFINITY;
     for (int t = from; t < to; t++) {
-      for (int i = 0; i < width; i++) {
-        scores[t] += q[offset + i] * k[t][shared + i] / Math.sqrt(width);
-      }
+      scores[t] = score.applyAsDouble(t);
       largest = Math.max(largest, scores[t]);
     }
     double sum = 0;
@@ -272,5 +328,29 @@ public final class SmallCheckpoint {
         out[offset + i] += Math.exp(scores[t] - largest) / sum * v[t][shared + i];
       }
     }
+  }
+
+  static double geluNew(double x) {
+    return 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x * x * x)));
+  }
+
+  static double silu(double x) {
+    return x / (1 + Math.exp(-x));
+  }
+
+  /** By Simpson's rule for the normal distribution. */
+  static double gelu(double x) {
+    int steps = 400;
+    double h = x / steps;
+    double sum = 0;
+    for (int i = 0; i <= steps; i++) {
+      double weight = i == 0 || i == steps ? 1 : i % 2 == 1 ? 4 : 2;
+      sum += weight * Math.exp(-0.5 * (i * h) * (i * h));
+    }
+    return x * (0.5 + sum * h / 3 / Math.sqrt(2 * Math.PI));
+  }
+
+  static double[] each(double[] x, DoubleUnaryOperator f) {
+    return DoubleStream.of(x).map(f).toArray();
   }
 }

@@ -122,7 +122,7 @@ class TransformersModelTest {
     config("\"num_attention_heads\": 2", "\"num_attention_heads\": 4, \"num_key_value_heads\": 3");
     refused("num_key_value_heads is 3; a divisor of num_attention_heads = 4 is right");
     config("\"hidden_size\": 32", "\"hidden_size\": 32, \"head_dim\": 15");
-    refused("heads of 15 numbers");
+    refused("of heads of 15 numbers 15 are turned, which ONNX Runtime does by 16");
     config("\"max_position_embeddings\": 8", "\"max_position_embeddings\": 2000000000");
     refused("max_position_embeddings = 2000000000 asks for a table");
     config("\"hidden_size\": 32", "\"hidden_size\": 32, \"rms_norm_eps\": \"small\"");
@@ -147,6 +147,66 @@ class TransformersModelTest {
     TransformersModel.read(folder, note -> {});
     config("\"hidden_size\": 32", "\"hidden_size\": 32, \"layer_types\": [\"linear_attention\"]");
     refused("layer_types is [\"linear_attention\"]; full_attention or sliding_attention");
+  }
+
+  private void refusedAs(String type, String settings, String... words) throws IOException {
+    config("\"llama\"", '"' + type + "\", \"num_key_value_heads\": 2, " + settings);
+    refused(words);
+  }
+
+  @Test
+  void settingsOfKindsThatDoNotFit() throws IOException {
+    refusedAs(
+        "llama",
+        "\"architectures\": [\"LlamaForSequenceClassification\"]",
+        "architectures names 'LlamaForSequenceClassification'",
+        "…ForCausalLM");
+    refusedAs(
+        "smollm3", "\"no_rope_layers\": []", "no_rope_layers is []; 0 or 1 for each of num_hidden");
+    refusedAs(
+        "smollm3",
+        "\"layer_types\": [\"sliding_attention\"], \"tie_word_embeddings\": false",
+        "config.json has no use_sliding_window; true, for the layers that slide, is right");
+    refusedAs(
+        "phi3",
+        "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 2.0}",
+        "rope_scaling: rope_type is 'linear'",
+        "known are default, longrope");
+    String factors = "\"type\": \"longrope\", \"short_factor\": [1, 1, 1, 1, 1, 1, 1, ";
+    refusedAs(
+        "phi3",
+        "\"rope_scaling\": {" + factors + "0]}",
+        "short_factor is [1,1,1,1,1,1,1,0]; a list of 8 numbers above 0 is right");
+    refusedAs(
+        "phi3",
+        "\"rope_scaling\": {" + factors + "NaN]}",
+        "short_factor is [1,1,1,1,1,1,1,\"NaN\"]; a list of numbers is right");
+    refusedAs(
+        "phi3",
+        "\"rope_scaling\": {" + factors + "1], \"long_factor\": [1]}",
+        "long_factor is [1]; a list of 8 numbers above 0 is right");
+    refusedAs(
+        "phi3",
+        "\"partial_rotary_factor\": 0.4",
+        "of heads of 16 numbers 6 are turned, which ONNX Runtime does by 16");
+    refusedAs(
+        "gemma",
+        "\"use_bidirectional_attention\": true",
+        "use_bidirectional_attention = true is not supported");
+    refusedAs(
+        "gemma3_text",
+        "\"attn_logit_softcapping\": 50.0",
+        "attn_logit_softcapping = 50.0 is not supported");
+    refusedAs(
+        "gemma3_text",
+        "\"rope_parameters\": {\"rope_theta\": 10.0}",
+        "rope_parameters is {\"rope_theta\":10.0}; an object with full_attention");
+    refusedAs("granite", "\"logits_scaling\": 0", "logits_scaling is 0; a number above 0 is right");
+    refusedAs("gpt2", "\"n_embd\": 10, \"n_head\": 3", "n_embd is 10; a multiple of n_head = 3");
+    refusedAs(
+        "gpt2",
+        "\"n_embd\": 8, \"n_head\": 1, \"n_layer\": 1, \"add_cross_attention\": true",
+        "add_cross_attention = true is not supported");
   }
 
   @Test

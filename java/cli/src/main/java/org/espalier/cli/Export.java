@@ -25,7 +25,8 @@ import picocli.CommandLine.Parameters;
           + " Transformers as an ONNX file, for ONNX Runtime and for all that is done to ONNX"
           + " models here: recipes, evaluate, prune, quantize.",
       "",
-      "Language models of model_type llama, mistral, qwen2 and qwen3 become graphs with inputs and"
+      "Language models of model_type gemma, gemma2, gemma3_text, gpt2, granite, llama, mistral,"
+          + " olmo2, phi3, qwen2, qwen3 and smollm3 become graphs with inputs and"
           + " outputs for keys and values, which ONNX Runtime's generators take; text encoders of"
           + " bert, roberta, xlm-roberta, camembert and distilbert, with the head that classifies"
           + " texts or tokens where 'architectures' names one, graphs that give"

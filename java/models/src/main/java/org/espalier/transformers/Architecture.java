@@ -3,6 +3,7 @@ package org.espalier.transformers;
 import java.util.List;
 
 /** How the models of a kind compute. */
+@FunctionalInterface
 interface Architecture {
   /**
    * Writes the graph of a model.

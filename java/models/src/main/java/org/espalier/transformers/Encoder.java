@@ -133,10 +133,7 @@ final class Encoder implements Architecture {
         String counted = g.node("Mul", path, List.of(count, some));
         return g.node("Add", path, List.of(counted, g.whole(padding)));
       }
-      String path = "position_ids";
-      String shape = g.node("Shape", path, List.of(ids));
-      String length = g.node("Gather", path, List.of(shape, g.whole(1)));
-      return g.node("Range", path, List.of(g.whole(0), length, g.whole(1)));
+      return g.node("Range", "position_ids", List.of(g.whole(0), g.length(ids, 1), g.whole(1)));
     }
 
     /** What is added to scores: 0, and the least float where a token is hidden: [batch, 1, 1, tokens]. */

@@ -15,6 +15,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.function.Supplier;
 import java.util.stream.Collectors;
+import org.espalier.InputException;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -53,6 +54,11 @@ final class GraphWriter {
    */
   String base(String prefix, String known) {
     return checkpoint.has(prefix + known) ? prefix : "";
+  }
+
+  /** A tensor of the checkpoint that the graph does without. */
+  void ignore(String name) {
+    checkpoint.ignore(name);
   }
 
   /** An input of int64 [batch, tokens]. */
@@ -137,7 +143,7 @@ final class GraphWriter {
    * A tensor of the checkpoint as float32.
    *
    * @param dims what its shape must be
-   * @throws org.espalier.InputException if there is none, or it has another shape or is not of floats
+   * @throws InputException if there is none, or it has another shape or is not of floats
    */
   String weight(String name, long... dims) {
     return asFloat32(checkpoint.floats(name, dims));
@@ -156,13 +162,32 @@ final class GraphWriter {
   }
 
   /** What is written at most once. */
-  private String once(String key, Supplier<String> write) {
+  String once(String key, Supplier<String> write) {
     String known = written.get(key);
     if (known == null) {
       known = write.get();
       written.put(key, known);
     }
     return known;
+  }
+
+  /** A value cut in two along its last axis. */
+  List<String> halves(String x, String path) {
+    List<String> halves = List.of(path + "/first", path + "/second");
+    AttributeProto axis = Attributes.attribute("axis", -1L);
+    graph.addNode(node("Split", path + "/Split", List.of(x), halves, axis));
+    return halves;
+  }
+
+  /** How long an axis of a value is: a whole number. */
+  String length(String x, long axis) {
+    String path = x + "/length" + axis;
+    return once(
+        path,
+        () -> {
+          String shape = once(x + "/Shape", () -> node("Shape", x, List.of(x)));
+          return node("Gather", path, List.of(shape, whole(axis)));
+        });
   }
 
   /** A constant of whole numbers in one dimension. */
@@ -204,6 +229,23 @@ final class GraphWriter {
     return bias ? node("Add", path, List.of(product, weight(path + ".bias", out))) : product;
   }
 
+  /**
+   * x·W + b, with W as GPT-2's {@code Conv1D} has it, [in, out].
+   *
+   * @throws InputException if the weight is integers
+   */
+  String turnedLinear(String x, String path, long in, long out) {
+    if (QuantizedLinear.isOne(checkpoint, path)) {
+      throw new InputException(
+          checkpoint.place()
+              + ": "
+              + path
+              + " is integers, of which no row is an output in a model of this model_type");
+    }
+    String product = node("MatMul", path, List.of(x, weight(path + ".weight", in, out)));
+    return node("Add", path, List.of(product, weight(path + ".bias", out)));
+  }
+
   /** x·Wᵀ of a table [out, in] that may be looked up in too. */
   String product(String x, String path, String table) {
     String turned =
@@ -234,12 +276,16 @@ final class GraphWriter {
         Attributes.attribute("epsilon", epsilon));
   }
 
-  /** x / √(mean of squares + ε) · w over the last axis. */
-  String rootMeanSquareNorm(String x, String path, long width, double epsilon) {
+  /**
+   * x / √(mean of squares + ε) · w over the last axis.
+   *
+   * @param scale w
+   */
+  String rootMeanSquareNorm(String x, String path, String scale, double epsilon) {
     return node(
         "SimplifiedLayerNormalization",
         path,
-        List.of(x, weight(path + ".weight", width)),
+        List.of(x, scale),
         Attributes.attribute("axis", -1L),
         Attributes.attribute("epsilon", epsilon),
         Attributes.attribute("stash_type", 1L));

@@ -5,10 +5,12 @@ import com.fasterxml.jackson.core.json.JsonReadFeature;
 import com.fasterxml.jackson.databind.DeserializationFeature;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.json.JsonMapper;
+import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collection;
 import java.util.List;
+import java.util.Map;
 import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.format.JsonFile;
@@ -83,6 +85,11 @@ final class ModelConfig {
     }
   }
 
+  /** What messages call it. */
+  String place() {
+    return place;
+  }
+
   /** What the group of a key says; null where it is absent. */
   ModelConfig group(String key) {
     JsonNode value = root.get(key);
@@ -93,6 +100,18 @@ final class ModelConfig {
       throw wrong(key, "an object");
     }
     return new ModelConfig(place + ": " + key, value);
+  }
+
+  /** The same with values for keys that it has not; one that is null stays so. */
+  ModelConfig withDefaults(Map<String, ?> defaults) {
+    ObjectNode filled = root.deepCopy();
+    defaults.forEach(
+        (key, value) -> {
+          if (!root.has(key)) {
+            filled.set(key, JSON.valueToTree(value));
+          }
+        });
+    return new ModelConfig(place, filled);
   }
 
   boolean has(String key) {
@@ -183,6 +202,20 @@ final class ModelConfig {
       texts.add(value.textValue());
     }
     return texts;
+  }
+
+  /** The finite numbers of a list; empty where the key is absent. */
+  double[] numbers(String key) {
+    JsonNode list = root.path(key);
+    double[] numbers = new double[list.size()];
+    for (int i = 0; i < numbers.length; i++) {
+      JsonNode value = list.path(i);
+      numbers[i] = value.isNumber() ? value.doubleValue() : Double.NaN;
+      if (!Double.isFinite(numbers[i])) {
+        throw wrong(key, "a list of numbers");
+      }
+    }
+    return numbers;
   }
 
   /** How many entries a list or an object has; 0 where the key is absent. */

@@ -17,38 +17,48 @@ final class RotaryTable {
 
   private RotaryTable() {}
 
+  /** What a configuration says of angles; null where that is nothing. */
+  static ModelConfig settings(ModelConfig config) {
+    ModelConfig settings = config.group("rope_parameters");
+    return settings == null ? config.group("rope_scaling") : settings;
+  }
+
+  /** Which change for longer texts is asked for. */
+  static String type(ModelConfig settings, List<String> known) {
+    return settings == null
+        ? "default"
+        : settings.choice("rope_type", settings.text("type", "default"), known);
+  }
+
   /**
    * The angle of each pair at position 1.
    *
+   * @param settings what is said of angles, or null
+   * @param theta the base where {@code settings} has none
    * @param rotated how many numbers of a head are turned, even
-   * @throws InputException if the configuration asks for a change that is not known here
+   * @throws InputException if the settings ask for a change that is not known here
    */
-  static double[] frequencies(ModelConfig config, long rotated) {
-    ModelConfig scaling = config.group("rope_parameters");
-    if (scaling == null) {
-      scaling = config.group("rope_scaling");
-    }
-    double theta = config.positive("rope_theta", 10000);
-    double[] angles = new double[(int) (rotated / 2)];
-    if (scaling != null) {
-      theta = scaling.positive("rope_theta", theta);
-    }
-    for (int i = 0; i < angles.length; i++) {
-      angles[i] = Math.pow(theta, -2.0 * i / rotated);
-    }
-    String type =
-        scaling == null
-            ? "default"
-            : scaling.choice("rope_type", scaling.text("type", "default"), TYPES);
-    switch (type) {
+  static double[] frequencies(ModelConfig settings, double theta, long rotated) {
+    double[] angles = powers(settings, theta, rotated);
+    switch (type(settings, TYPES)) {
       case "linear" -> {
-        double factor = required(scaling, "factor");
+        double factor = required(settings, "factor");
         for (int i = 0; i < angles.length; i++) {
           angles[i] /= factor;
         }
       }
-      case "llama3" -> stretch(angles, scaling);
+      case "llama3" -> stretch(angles, settings);
       default -> {}
+    }
+    return angles;
+  }
+
+  /** The angles without a change. */
+  static double[] powers(ModelConfig settings, double theta, long rotated) {
+    double base = settings == null ? theta : settings.positive("rope_theta", theta);
+    double[] angles = new double[(int) (rotated / 2)];
+    for (int i = 0; i < angles.length; i++) {
+      angles[i] = Math.pow(base, -2.0 * i / rotated);
     }
     return angles;
   }
@@ -82,7 +92,34 @@ final class RotaryTable {
    * @throws InputException if they take more than a gigabyte
    */
   static OnnxInitializer table(String name, boolean sines, long positions, double[] frequencies) {
-    long values = positions * frequencies.length;
+    float[] table = new float[size(positions, frequencies.length)];
+    fill(table, 0, sines, positions, frequencies, 1);
+    return OnnxInitializer.floats(name, new long[] {positions, frequencies.length}, table);
+  }
+
+  /**
+   * Cosines or sines of short texts, [ofShort, pairs], and behind them those of long texts, [ofLong, pairs].
+   *
+   * @param factor of all
+   * @throws InputException if they take more than a gigabyte
+   */
+  static OnnxInitializer tables(
+      String name,
+      boolean sines,
+      long ofShort,
+      double[] shortFrequencies,
+      long ofLong,
+      double[] longFrequencies,
+      double factor) {
+    int pairs = shortFrequencies.length;
+    float[] table = new float[size(ofShort + ofLong, pairs)];
+    fill(table, 0, sines, ofShort, shortFrequencies, factor);
+    fill(table, (int) ofShort * pairs, sines, ofLong, longFrequencies, factor);
+    return OnnxInitializer.floats(name, new long[] {ofShort + ofLong, pairs}, table);
+  }
+
+  private static int size(long positions, int pairs) {
+    long values = positions * pairs;
     if (values > MOST_BYTES / Float.BYTES) {
       throw new InputException(
           "max_position_embeddings = "
@@ -93,16 +130,19 @@ final class RotaryTable {
               + MOST_BYTES / Float.BYTES / frequencies.length
               + " positions are right");
     }
-    float[] table = new float[(int) values];
+    return (int) values;
+  }
+
+  private static void fill(
+      float[] table, int from, boolean sines, long positions, double[] frequencies, double factor) {
     for (int p = 0; p < positions; p++) {
       for (int i = 0; i < frequencies.length; i++) {
         // Transformers multiplies in float32: at position 100,000 that is a hundredth of a turn's
         // last bits.
-        double angle = (float) p * (float) frequencies[i];
-        table[p * frequencies.length + i] =
-            (float) (sines ? Math.sin((float) angle) : Math.cos((float) angle));
+        float angle = (float) p * (float) frequencies[i];
+        double value = sines ? Math.sin(angle) : Math.cos(angle);
+        table[from + p * frequencies.length + i] = (float) (value * factor);
       }
     }
-    return OnnxInitializer.floats(name, new long[] {positions, frequencies.length}, table);
   }
 }

@@ -6,6 +6,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
+import java.util.function.BiFunction;
 import java.util.function.Consumer;
 import java.util.stream.Collectors;
 import org.espalier.format.NearNames;
@@ -19,22 +20,39 @@ import org.espalier.format.safetensors.Checkpoint;
 public final class TransformersModel {
   private static final Map<String, Architecture> KNOWN =
       new TreeMap<>(
-          Map.of(
-              "bert", new Encoder(Encoder.Kind.BERT),
-              "camembert", new Encoder(Encoder.Kind.ROBERTA),
-              "distilbert", new Encoder(Encoder.Kind.DISTILBERT),
-              "llama", new Decoder(Decoder.Kind.LLAMA),
-              "mistral", new Decoder(Decoder.Kind.MISTRAL),
-              "qwen2", new Decoder(Decoder.Kind.QWEN2),
-              "qwen3", new Decoder(Decoder.Kind.QWEN3),
-              "roberta", new Encoder(Encoder.Kind.ROBERTA),
-              "xlm-roberta", new Encoder(Encoder.Kind.ROBERTA)));
+          Map.ofEntries(
+              encoder("bert", Encoder.Kind.BERT),
+              encoder("camembert", Encoder.Kind.ROBERTA),
+              encoder("distilbert", Encoder.Kind.DISTILBERT),
+              encoder("roberta", Encoder.Kind.ROBERTA),
+              encoder("xlm-roberta", Encoder.Kind.ROBERTA),
+              decoder("gemma", GemmaDecoder::new),
+              decoder("gemma2", GemmaDecoder.Gemma2::new),
+              decoder("gemma3_text", GemmaDecoder.Gemma3::new),
+              decoder("gpt2", Gpt2Decoder::new),
+              decoder("granite", LlamaDecoder.Granite::new),
+              decoder("llama", LlamaDecoder::new),
+              decoder("mistral", LlamaDecoder.Mistral::new),
+              decoder("olmo2", LlamaDecoder.Olmo2::new),
+              decoder("phi3", Phi3Decoder::new),
+              decoder("qwen2", LlamaDecoder.Qwen2::new),
+              decoder("qwen3", LlamaDecoder.Qwen3::new),
+              decoder("smollm3", LlamaDecoder.SmolLm3::new)));
 
   /** What checkpoints hold that follows from the configuration. */
   private static final Set<String> COMPUTED =
       Set.of("position_ids", "token_type_ids", "inv_freq", "bias_mask");
 
   private TransformersModel() {}
+
+  private static Map.Entry<String, Architecture> encoder(String type, Encoder.Kind kind) {
+    return Map.entry(type, new Encoder(kind));
+  }
+
+  private static Map.Entry<String, Architecture> decoder(
+      String type, BiFunction<ModelConfig, GraphWriter, Decoder> kind) {
+    return Map.entry(type, (config, graph, classes) -> kind.apply(config, graph).write(classes));
+  }
 
   /** Whether a path is a folder with a configuration. */
   public static boolean isOne(Path folder) {
