@@ -83,10 +83,10 @@ public final class SmallCheckpoint {
     return new TreeSet<>(values.keySet());
   }
 
-  /** The names of tensors of two dimensions. */
+  /** The names of tensors of two dimensions, less those of one row. */
   Set<String> matrices() {
     Set<String> names = names();
-    names.removeIf(name -> shapes.get(name).size() != 2);
+    names.removeIf(name -> shapes.get(name).size() != 2 || shapes.get(name).get(0) == 1);
     return names;
   }
 
@@ -273,7 +273,7 @@ public final class SmallCheckpoint {
     for (int i = 0; i < x.length; i++) {
       y[i] =
           (x[i] - mean) / Math.sqrt(variance + epsilon) * get(name + ".weight")[i]
-              + get(name + ".bias")[i];
+              + (has(name + ".bias") ? get(name + ".bias")[i] : 0);
     }
     return y;
   }

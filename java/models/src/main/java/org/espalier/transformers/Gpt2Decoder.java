@@ -81,6 +81,9 @@ final class Gpt2Decoder extends Decoder {
   @Override
   String logits(String x) {
     boolean tied = config.flag("tie_word_embeddings", true);
+    if (tied) {
+      g.ignore("lm_head.weight");
+    }
     String head = tied ? table() : g.weight("lm_head.weight", words, hidden);
     return g.product(norm(x, base + "ln_f"), "lm_head", head);
   }

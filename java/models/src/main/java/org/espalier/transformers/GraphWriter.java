@@ -15,6 +15,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.function.Supplier;
 import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 import org.espalier.InputException;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -54,6 +55,10 @@ final class GraphWriter {
    */
   String base(String prefix, String known) {
     return checkpoint.has(prefix + known) ? prefix : "";
+  }
+
+  boolean has(String tensor) {
+    return checkpoint.has(tensor);
   }
 
   /** A tensor of the checkpoint that the graph does without. */
@@ -171,12 +176,12 @@ final class GraphWriter {
     return known;
   }
 
-  /** A value cut in two along its last axis. */
-  List<String> halves(String x, String path) {
-    List<String> halves = List.of(path + "/first", path + "/second");
+  /** A value cut into parts of one length along its last axis. */
+  List<String> parts(String x, String path, int count) {
+    List<String> parts = IntStream.range(0, count).mapToObj(i -> path + "/part" + i).toList();
     AttributeProto axis = Attributes.attribute("axis", -1L);
-    graph.addNode(node("Split", path + "/Split", List.of(x), halves, axis));
-    return halves;
+    graph.addNode(node("Split", path + "/Split", List.of(x), parts, axis));
+    return parts;
   }
 
   /** How long an axis of a value is: a whole number. */
@@ -222,11 +227,20 @@ final class GraphWriter {
    * @param bias whether there is a b
    */
   String linear(String x, String path, long in, long out, boolean bias) {
+    return linear(x, path, path, in, out, bias);
+  }
+
+  /**
+   * The same.
+   *
+   * @param place where the nodes stand, of a layer that several values pass
+   */
+  String linear(String x, String path, String place, long in, long out, boolean bias) {
     String product =
         QuantizedLinear.isOne(checkpoint, path)
-            ? new QuantizedLinear(this, checkpoint, path, in, out).product(x)
-            : product(x, path, weight(path + ".weight", out, in));
-    return bias ? node("Add", path, List.of(product, weight(path + ".bias", out))) : product;
+            ? new QuantizedLinear(this, checkpoint, path, in, out).product(x, place)
+            : product(x, place, weight(path + ".weight", out, in));
+    return bias ? node("Add", place, List.of(product, weight(path + ".bias", out))) : product;
   }
 
   /**
@@ -262,16 +276,28 @@ final class GraphWriter {
 
   /** (x − mean) / √(variance + ε) · w + b over the last axis, as {@code torch.nn.LayerNorm}. */
   String layerNorm(String x, String path, long width, double epsilon) {
+    return layerNorm(x, path, width, epsilon, true);
+  }
+
+  /**
+   * The same.
+   *
+   * @param bias whether there is a b
+   */
+  String layerNorm(String x, String path, long width, double epsilon, boolean bias) {
     boolean old =
         !checkpoint.has(path + ".weight")
             && checkpoint.has(path + ".gamma"); // as TensorFlow has them
+    List<String> inputs = new ArrayList<>();
+    inputs.add(x);
+    inputs.add(weight(path + (old ? ".gamma" : ".weight"), width));
+    if (bias) {
+      inputs.add(weight(path + (old ? ".beta" : ".bias"), width));
+    }
     return node(
         "LayerNormalization",
         path,
-        List.of(
-            x,
-            weight(path + (old ? ".gamma" : ".weight"), width),
-            weight(path + (old ? ".beta" : ".bias"), width)),
+        inputs,
         Attributes.attribute("axis", -1L),
         Attributes.attribute("epsilon", epsilon));
   }

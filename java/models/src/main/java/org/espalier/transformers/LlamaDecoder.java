@@ -225,6 +225,9 @@ class LlamaDecoder extends Decoder {
   final String logits(String x) {
     x = norm(x, base + "norm");
     boolean tied = config.flag("tie_word_embeddings", false);
+    if (tied) {
+      g.ignore("lm_head.weight");
+    }
     String product =
         tied ? g.product(x, "lm_head", table()) : g.linear(x, "lm_head", hidden, words, false);
     return finished(product);

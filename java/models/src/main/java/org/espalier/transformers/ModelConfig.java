@@ -204,6 +204,17 @@ final class ModelConfig {
     return texts;
   }
 
+  /** The texts of a list, or the parts of one text with | between them; empty where the key is absent. */
+  List<String> parts(String key) {
+    List<String> parts = texts(key);
+    if (parts.isEmpty() && has(key) && !root.get(key).isArray()) {
+      for (String part : text(key, "").split("\\|")) {
+        parts.add(part.strip());
+      }
+    }
+    return parts;
+  }
+
   /** The finite numbers of a list; empty where the key is absent. */
   double[] numbers(String key) {
     JsonNode list = root.path(key);

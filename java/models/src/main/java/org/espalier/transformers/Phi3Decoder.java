@@ -39,7 +39,7 @@ final class Phi3Decoder extends LlamaDecoder {
   @Override
   String feedForward(String x, String path) {
     String both = g.linear(x, path + ".gate_up_proj", hidden, 2 * inner, false);
-    List<String> parts = g.halves(both, path);
+    List<String> parts = g.parts(both, path, 2);
     String made = gated(parts.get(0), parts.get(1), path);
     return g.linear(made, path + ".down_proj", inner, hidden, false);
   }

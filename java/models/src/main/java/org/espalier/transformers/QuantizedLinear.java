@@ -53,9 +53,10 @@ final class QuantizedLinear {
   /**
    * Writes x·Wᵀ.
    *
+   * @param place where the node stands
    * @throws InputException if tensors are missing or have other shapes
    */
-  String product(String x) {
+  String product(String x, String place) {
     for (String other : List.of(".weight_g_idx", ".weight_global_scale")) {
       if (tensors.has(path + other)) {
         throw new InputException(
@@ -75,10 +76,10 @@ final class QuantizedLinear {
         tensors.has(path + ZERO_POINT)
             ? List.of(x, integers, scales, zeroPoints(blocks, parts))
             : List.of(x, integers, scales);
-    String product = path + "/MatMulNBits";
+    String product = place + "/MatMulNBits";
     graph.runtimeNode(
         "MatMulNBits",
-        path,
+        place,
         inputs,
         List.of(product),
         attribute("K", in),

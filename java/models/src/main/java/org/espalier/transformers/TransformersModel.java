@@ -21,11 +21,16 @@ public final class TransformersModel {
   private static final Map<String, Architecture> KNOWN =
       new TreeMap<>(
           Map.ofEntries(
-              encoder("bert", Encoder.Kind.BERT),
-              encoder("camembert", Encoder.Kind.ROBERTA),
-              encoder("distilbert", Encoder.Kind.DISTILBERT),
-              encoder("roberta", Encoder.Kind.ROBERTA),
-              encoder("xlm-roberta", Encoder.Kind.ROBERTA),
+              encoder("bert", BertEncoder::new),
+              encoder("camembert", BertEncoder.Roberta::new),
+              encoder("deberta-v2", DebertaEncoder::new),
+              encoder("distilbert", BertEncoder.DistilBert::new),
+              encoder("electra", BertEncoder.Electra::new),
+              encoder("modernbert", ModernBertEncoder::new),
+              encoder("mpnet", BertEncoder.MpNet::new),
+              encoder("roberta", BertEncoder.Roberta::new),
+              encoder("vit", VisionEncoder::new),
+              encoder("xlm-roberta", BertEncoder.Roberta::new),
               decoder("gemma", GemmaDecoder::new),
               decoder("gemma2", GemmaDecoder.Gemma2::new),
               decoder("gemma3_text", GemmaDecoder.Gemma3::new),
@@ -45,8 +50,9 @@ public final class TransformersModel {
 
   private TransformersModel() {}
 
-  private static Map.Entry<String, Architecture> encoder(String type, Encoder.Kind kind) {
-    return Map.entry(type, new Encoder(kind));
+  private static Map.Entry<String, Architecture> encoder(
+      String type, BiFunction<ModelConfig, GraphWriter, Encoder> kind) {
+    return Map.entry(type, (config, graph, classes) -> kind.apply(config, graph).write(classes));
   }
 
   private static Map.Entry<String, Architecture> decoder(

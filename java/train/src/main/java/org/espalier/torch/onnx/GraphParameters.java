@@ -140,10 +140,9 @@ public final class GraphParameters {
     int[] read =
         switch (OperatorTable.name(n)) {
           case "Add", "Sub", "Mul", "Div", "MatMul" -> new int[] {0, 1};
-          case "Gemm" -> new int[] {0, 1, 2};
+          case "Gemm", "LayerNormalization" -> new int[] {0, 1, 2}; // a table may be normed
           case "Conv",
                   "ConvTranspose",
-                  "LayerNormalization",
                   "InstanceNormalization",
                   "GroupNormalization",
                   "BatchNormalization" ->

@@ -1,0 +1,143 @@
+package org.espalier.transformers;
+
+import static org.espalier.format.onnx.Attributes.attribute;
+
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import java.util.List;
+import java.util.function.IntUnaryOperator;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxInitializer;
+
+/**
+ * One text encoder. The graph takes {@code input_ids}, {@code attention_mask} and, of models that know parts of a text,
+ * {@code token_type_ids}, and gives {@code last_hidden_state}, or the {@code logits} of the head that {@code architectures}
+ * names.
+ */
+abstract class TextEncoder extends Encoder {
+  private static final int MOST_PLACES = 1 << 24;
+
+  static final String TOKENS = "sequence_length";
+  private static final String MASK = "attention_mask";
+  private static final String CLASSIFIES = "ForSequenceClassification";
+  private static final String TAGS = "ForTokenClassification";
+  private static final String FILLS = "ForMaskedLM";
+
+  TextEncoder(ModelConfig config, GraphWriter g, Sizes sizes, double epsilon, String activation) {
+    super(config, g, sizes, epsilon, activation);
+  }
+
+  /** What the model gives of texts, [batch, tokens, hidden]. */
+  abstract String states(String ids, String mask);
+
+  /** Logits of each text. */
+  abstract String classified(String x, String mask);
+
+  /** Logits of each token. */
+  abstract String tagged(String x);
+
+  /** Logits of words for each token; null where the checkpoint has no head for that. */
+  abstract String filled(String x);
+
+  @Override
+  final void write(List<String> classes) {
+    String ids = g.input("input_ids", TOKENS);
+    String mask = g.input(MASK, TOKENS);
+    String x = states(ids, mask);
+    if (names(classes, CLASSIFIES)) {
+      g.output(LOGITS, classified(x, mask), BATCH, labels());
+      return;
+    }
+    if (names(classes, TAGS)) {
+      g.output(LOGITS, tagged(x), BATCH, TOKENS, labels());
+      return;
+    }
+    String words = names(classes, FILLS) ? filled(x) : null;
+    if (words == null) {
+      g.output(STATES, x, BATCH, TOKENS, hidden);
+    } else {
+      g.output(LOGITS, words, BATCH, TOKENS, words());
+    }
+  }
+
+  final long words() {
+    return config.size("vocab_size");
+  }
+
+  /** The places of tokens, [tokens]. */
+  final String places(String ids) {
+    return g.once(
+        "position_ids",
+        () -> g.node("Range", "position_ids", List.of(g.whole(0), g.length(ids, 1), g.whole(1))));
+  }
+
+  /** How far the first of two tokens is behind the second, [tokens, tokens]. */
+  final String distances(String ids) {
+    String path = "distances";
+    return g.once(
+        path,
+        () -> {
+          String row = g.node("Unsqueeze", path + "/to", List.of(places(ids), g.wholes(0)));
+          String column = g.node("Unsqueeze", path + "/from", List.of(places(ids), g.wholes(1)));
+          return g.node("Sub", path, List.of(column, row));
+        });
+  }
+
+  /**
+   * What a function tells by the distance of two tokens, [tokens, tokens].
+   *
+   * @param places more than which no text has
+   * @param told takes how far the first is behind the second
+   * @throws InputException if these are more than any model has
+   */
+  final String byDistance(String ids, String path, long places, IntUnaryOperator told) {
+    if (places > MOST_PLACES) {
+      throw config.wrong("max_position_embeddings", "at most " + MOST_PLACES);
+    }
+    int most = (int) places;
+    long[] values = new long[2 * most + 1];
+    for (int i = 0; i < values.length; i++) {
+      values[i] = told.applyAsInt(i - most);
+    }
+    String table =
+        g.constant(OnnxInitializer.int64s(path + "/table", new long[] {values.length}, values));
+    String rows = g.node("Add", path, List.of(distances(ids), g.whole(places)));
+    return g.node("Gather", path, List.of(table, rows));
+  }
+
+  /** What is added to scores: 0, and the least float where a token is hidden: [batch, 1, 1, tokens]. */
+  final String hiding(String mask) {
+    String wide = g.node("Unsqueeze", MASK, List.of(mask, g.wholes(1, 2)));
+    String seen = g.node("Cast", MASK, List.of(wide), attribute("to", DataType.FLOAT_VALUE));
+    String hidden = g.node("Sub", MASK, List.of(g.number(1), seen));
+    return g.node("Mul", MASK, List.of(hidden, g.number(-Float.MAX_VALUE)));
+  }
+
+  /** 1 for tokens of texts and 0 for padding: [batch, tokens, 1]. */
+  final String kept(String mask) {
+    String path = MASK + "/kept";
+    String seen = g.node("Cast", path, List.of(mask), attribute("to", DataType.FLOAT_VALUE));
+    return g.node("Unsqueeze", path, List.of(seen, g.wholes(2)));
+  }
+
+  /** The head that a linear layer is. */
+  final String linearHead(String x, String path) {
+    return g.linear(x, path, hidden, labels(), true);
+  }
+
+  /**
+   * Logits of words.
+   *
+   * @param x of as many numbers as rows of the table have
+   * @param table of words, if it is the layer's weight too
+   * @param path of the layer, which has its weight where the two are not one
+   * @param bias the name of its bias, or null for none
+   */
+  final String byWords(String x, String table, long width, String path, String bias) {
+    boolean tied = config.flag("tie_word_embeddings", true);
+    if (tied) {
+      g.ignore(path + ".weight");
+    }
+    String product = tied ? g.product(x, path, table) : g.linear(x, path, width, words(), false);
+    return bias == null ? product : g.node("Add", path, List.of(product, g.weight(bias, words())));
+  }
+}
