@@ -5,12 +5,15 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.Map;
+import java.util.TreeMap;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
 import org.espalier.format.Quantity;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.image.ImageProcessor;
 import org.espalier.source.ModelSource;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -26,16 +29,17 @@ import picocli.CommandLine.Parameters;
           + " models here: recipes, evaluate, prune, quantize.",
       "",
       "Language models of model_type gemma, gemma2, gemma3_text, gpt2, granite, llama, mistral,"
-          + " olmo2, phi3, qwen2, qwen3 and smollm3 become graphs with inputs and"
-          + " outputs for keys and values, which ONNX Runtime's generators take; text encoders of"
-          + " bert, roberta, xlm-roberta, camembert and distilbert, with the head that classifies"
-          + " texts or tokens where 'architectures' names one, graphs that give"
-          + " last_hidden_state or logits.",
+          + " olmo2, phi3, qwen2, qwen3 and smollm3 become graphs with inputs and outputs for keys"
+          + " and values, which ONNX Runtime's generators take; text encoders of bert, roberta,"
+          + " xlm-roberta, camembert, deberta-v2, distilbert, electra, modernbert and mpnet and"
+          + " image encoders of vit, with the head that classifies texts, tokens or images or fills"
+          + " in words where 'architectures' names one, graphs that give last_hidden_state or"
+          + " logits.",
       "",
       "What is computed is float32. Tensors keep their types: those of bfloat16 take half the file"
-          + " and are widened when ONNX Runtime loads it. The folder's tokenizer.json is copied"
-          + " beside the model. 'quantize --to onnx-…' and 'prune' with --channels or --refit take"
-          + " such a folder as it is.",
+          + " and are widened when ONNX Runtime loads it. The folder's tokenizer.json and"
+          + " preprocessor_config.json are copied beside the model. 'quantize --to onnx-…' and"
+          + " 'prune' with --channels or --refit take such a folder as it is.",
     },
     footer = {
       "",
@@ -44,7 +48,9 @@ import picocli.CommandLine.Parameters;
       "  espalier quantize checkpoint/ -o model-int4.onnx --to onnx-int4 --calibration texts.txt",
     })
 final class Export implements Callable<Integer> {
-  private static final String TOKENIZER = "tokenizer.json";
+  /** What lies beside a model, by the name that it is reported under. */
+  private static final Map<String, String> COMPANIONS =
+      Map.of("tokenizer", "tokenizer.json", "processor", ImageProcessor.FILE_NAME);
 
   @Mixin private CommonOptions common;
 
@@ -67,49 +73,49 @@ final class Export implements Callable<Integer> {
     }
     source = source.asOnnx("export");
     Path target = source.output(output);
-    Path tokenizer = source.path().resolve(TOKENIZER);
-    Path beside = Files.isRegularFile(tokenizer) ? tokenizerBeside(target) : null;
+    Map<Path, Path> copies = new TreeMap<>();
+    Map<String, Path> beside = new TreeMap<>();
+    for (Map.Entry<String, String> companion : COMPANIONS.entrySet()) {
+      Path from = source.path().resolve(companion.getValue());
+      if (Files.isRegularFile(from)) {
+        Path to = beside(target, companion.getValue());
+        copies.put(from, to);
+        beside.put(companion.getKey(), to);
+      }
+    }
     List<Path> written;
     int nodes;
     try (Progress progress = new Progress(common.err(), "reading")) {
       OnnxModel onnx = source.onnx(common::note);
       nodes = onnx.nodes().size();
       AtomicFile.check(target, onnx.files().toArray(Path[]::new));
-      if (beside != null) {
-        AtomicFile.check(beside, tokenizer);
-      }
+      copies.forEach((from, to) -> AtomicFile.check(to, from));
       progress.update("writing", 0, 0);
       written = onnx.write(target);
-      if (beside != null) {
-        AtomicFile.copy(tokenizer, beside);
-      }
+      copies.forEach(AtomicFile::copy);
     }
     report(target, beside, FileTree.bytes(written), nodes);
     return 0;
   }
 
-  /** Where commands find the tokenizer of a model. */
-  private static Path tokenizerBeside(Path target) {
-    String name = target.getFileName().toString();
-    int end = name.endsWith(".onnx") ? name.length() - ".onnx".length() : name.length();
-    return target.resolveSibling(name.substring(0, end) + "-" + TOKENIZER);
+  /** Where commands find what lies beside a model. */
+  private static Path beside(Path target, String name) {
+    String file = target.getFileName().toString();
+    int end = file.endsWith(".onnx") ? file.length() - ".onnx".length() : file.length();
+    return target.resolveSibling(file.substring(0, end) + "-" + name);
   }
 
-  private void report(Path target, Path tokenizer, long bytes, int nodes) {
+  private void report(Path target, Map<String, Path> beside, long bytes, int nodes) {
     if (common.json()) {
       ObjectNode json = JsonNodeFactory.instance.objectNode();
       json.put("output", target.toString()).put("bytes", bytes).put("nodes", nodes);
-      if (tokenizer != null) {
-        json.put("tokenizer", tokenizer.toString());
-      }
+      beside.forEach((what, path) -> json.put(what, path.toString()));
       common.print(json);
       return;
     }
     common
         .out()
         .println("wrote " + target + " (" + Quantity.bytes(bytes) + ", " + nodes + " nodes)");
-    if (tokenizer != null) {
-      common.out().println("its tokenizer as " + tokenizer);
-    }
+    beside.forEach((what, path) -> common.out().println("its " + what + " as " + path));
   }
 }
