@@ -24,6 +24,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Folders of safetensors with a configuration, as ONNX and back. */
 class ExportTest {
@@ -85,6 +86,67 @@ class ExportTest {
       double divergence = divergence(onnx, out);
       assertTrue(divergence > 0 && divergence < 1, how[0] + ": " + divergence);
     }
+  }
+
+  @ParameterizedTest
+  @ValueSource(strings = {"gpt2", "phi3", "gemma3_text"})
+  void otherKindsAreQuantizedAndPruned(String type) throws IOException {
+    SmallCheckpoint.writeLanguageModel(checkpoint, type);
+    Path onnx = export(checkpoint, "model.onnx");
+    String[][] ways = {
+      {"quantize", "--to=onnx-int4"},
+      {"quantize", "--to=onnx-dynamic"},
+      {"quantize", "--to=onnx-float16"},
+      {"prune", "--channels=0.2"}
+    };
+    for (String[] way : ways) {
+      Path out = folder.resolve(way[1] + ".onnx");
+      Run.of(way[0], checkpoint, "-o", out, way[1], "--calibration", texts).done();
+      double divergence = divergence(onnx, out);
+      assertTrue(divergence > 0 && divergence < 1, way[1] + ": " + divergence);
+    }
+    if (!type.equals("gpt2")) {
+      Path out = folder.resolve("int8");
+      Run.of("quantize", checkpoint, "-o", out, "--to=compressed-tensors").done();
+      double divergence = divergence(onnx, export(out, "int8.onnx"));
+      assertTrue(divergence > 0 && divergence < 0.01, "int8: " + divergence);
+    }
+  }
+
+  /** Integers of a layer that several values pass. */
+  @Test
+  void anEncoderRunsInIntegers() throws IOException {
+    SmallCheckpoint.writeTextEncoder(checkpoint);
+    Path out = folder.resolve("int8");
+    Run.of("quantize", checkpoint, "-o", out, "--to=compressed-tensors").done();
+    Path onnx = export(out, "int8.onnx");
+    // Each layer's own six, and those of queries and keys once more.
+    assertEquals(
+        2 * 8,
+        OnnxModel.read(onnx).nodes().stream()
+            .filter(n -> n.getOpType().equals("MatMulNBits"))
+            .count());
+    Path original = export(checkpoint, "model.onnx");
+    JsonNode json = Run.of("evaluate", original, onnx, "--texts", texts, "--json").json();
+    double cosine = json.path("cosine_mean").asDouble();
+    assertTrue(cosine > 0.99 && cosine < 1, json.toString());
+  }
+
+  /** An image encoder takes the file beside it along that says how images become pixels. */
+  @Test
+  void processorsOfImagesAreTaken() throws IOException {
+    Path images = Files.createDirectory(folder.resolve("images"));
+    SmallCheckpoint.writeImageModel(images);
+    String processor = "{\"size\": {\"height\": 25, \"width\": 25}}";
+    Files.writeString(images.resolve("preprocessor_config.json"), processor);
+    Path onnx = folder.resolve("images.onnx");
+    String said = Run.of("export", images, "-o", onnx).done().out();
+    Path beside = folder.resolve("images-preprocessor_config.json");
+    assertTrue(said.contains("its image processor as " + beside), said);
+    assertEquals(processor, Files.readString(beside));
+    JsonNode json = Run.of("export", images, "-o", onnx, "--json").json();
+    assertEquals(beside.toString(), json.path("image_processor").asText());
+    assertTrue(json.path("tokenizer").isMissingNode(), json.toString());
   }
 
   /** What a recipe trains goes back into the checkpoint's layout: safetensors beside the same configuration. */

@@ -152,34 +152,21 @@ class DecoderTest {
 
   @Test
   void gemma3() throws Exception {
-    compareGemma3(
-        ", \"rope_theta\": 3000.0, \"rope_local_base_freq\": 200.0, \"sliding_window_pattern\": 2,"
-            + " \"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 8.0}");
+    SmallGemma.gemma3(
+            ", \"rope_theta\": 3000.0, \"rope_local_base_freq\": 200.0, \"sliding_window_pattern\":"
+                + " 2, \"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 8.0}")
+        .compare(folder);
   }
 
   /** As newer configurations say it. */
   @Test
   void gemma3ByTypesOfLayers() throws Exception {
-    compareGemma3(
-        ", \"layer_types\": [\"sliding_attention\", \"full_attention\", \"sliding_attention\"],"
-            + " \"rope_parameters\": {\"full_attention\": {\"rope_type\": \"linear\","
-            + " \"factor\": 8.0, \"rope_theta\": 3000.0}, \"sliding_attention\":"
-            + " {\"rope_type\": \"default\", \"rope_theta\": 200.0}}");
-  }
-
-  private void compareGemma3(String settings) throws Exception {
-    SmallGemma model =
-        new SmallGemma.Sandwich(
-            "gemma3_text",
-            ", \"query_pre_attn_scalar\": 24, \"sliding_window\": 3" + settings,
-            0,
-            0);
-    model.headNorms = true;
-    model.windows = new int[] {3, 0, 3};
-    double[] local = SmallDecoder.powers(200, SmallDecoder.WIDTH);
-    double[] far = SmallCheckpoint.each(SmallDecoder.powers(3000, SmallDecoder.WIDTH), f -> f / 8);
-    model.frequencies = new double[][] {local, far, local};
-    model.compare(folder);
+    SmallGemma.gemma3(
+            ", \"layer_types\": [\"sliding_attention\", \"full_attention\", \"sliding_attention\"],"
+                + " \"rope_parameters\": {\"full_attention\": {\"rope_type\": \"linear\","
+                + " \"factor\": 8.0, \"rope_theta\": 3000.0}, \"sliding_attention\":"
+                + " {\"rope_type\": \"default\", \"rope_theta\": 200.0}}")
+        .compare(folder);
   }
 
   @Test

@@ -17,6 +17,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.TensorOptions;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.cli.SmallLanguage;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -28,7 +29,7 @@ import org.espalier.torch.onnx.OnnxRuntime;
 
 /** A language model in plain loops over doubles, and what its graph must give. */
 abstract class ReferenceDecoder {
-  static final int WORDS = 30;
+  static final int WORDS = SmallLanguage.VOCABULARY;
   static final int LAYERS = 3;
 
   /** The second and the third are padded behind their end. */
@@ -204,8 +205,8 @@ abstract class ReferenceDecoder {
 
   /** A state times each row of a table. */
   static double[] byWords(float[] table, double[] state) {
-    double[] logits = new double[WORDS];
-    for (int word = 0; word < WORDS; word++) {
+    double[] logits = new double[table.length / state.length];
+    for (int word = 0; word < logits.length; word++) {
       for (int i = 0; i < state.length; i++) {
         logits[word] += table[word * state.length + i] * state[i];
       }

@@ -70,6 +70,30 @@ public final class SmallCheckpoint {
                 .formatted(words));
   }
 
+  /** Writes a language model of {@code SmallLanguage}'s words, of a model_type: gpt2, phi3 or gemma3_text. */
+  public static void writeLanguageModel(Path folder, String type) throws IOException {
+    ReferenceDecoder model =
+        switch (type) {
+          case "gpt2" -> new SmallGpt2("transformer.", "");
+          case "phi3" -> new SmallPhi3.OfLongContexts();
+          case "gemma3_text" -> SmallGemma.gemma3(", \"sliding_window_pattern\": 2");
+          default -> throw new IllegalArgumentException(type);
+        };
+    model.weights().write(folder, model.config());
+  }
+
+  /** Writes a text encoder of {@code SmallLanguage}'s words, whose projections of tokens are those of distances too. */
+  public static void writeTextEncoder(Path folder) throws IOException {
+    SmallDeberta model = new SmallDeberta(true, 8);
+    model.weights().write(folder, model.config());
+  }
+
+  /** Writes an image encoder that classifies images of 25 pixels to a side. */
+  public static void writeImageModel(Path folder) throws IOException {
+    SmallVision model = new SmallVision("vit.", true);
+    model.weights().write(folder, model.config());
+  }
+
   /** The values of a tensor. */
   float[] get(String name) {
     float[] found = values.get(name);

@@ -6,7 +6,7 @@ import org.espalier.format.safetensors.SafetensorsDtype;
 /** A model of the kind of Llama in plain loops; classes that differ from it say how. */
 class SmallDecoder extends ReferenceDecoder {
   static final int HIDDEN = 48;
-  static final int INNER = 40;
+  static final int INNER = 64;
   static final int HEADS = 4;
   static final int SHARED = 2;
   static final int WIDTH = 32;

@@ -18,6 +18,7 @@ import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
+import org.espalier.cli.SmallLanguage;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -30,9 +31,9 @@ import org.espalier.torch.onnx.OnnxRuntime;
 
 /** A model of the kind of BERT in plain loops over doubles; classes that differ from it say how. */
 class SmallEncoder {
-  static final int HIDDEN = 24;
-  static final int INNER = 40;
-  static final int WORDS = 30;
+  static final int HIDDEN = 48;
+  static final int INNER = 64;
+  static final int WORDS = SmallLanguage.VOCABULARY;
   static final int LAYERS = 2;
   static final int HEADS = 3;
   static final int WIDTH = HIDDEN / HEADS;

@@ -7,6 +7,22 @@ class SmallGemma extends SmallDecoder {
     tied = true;
   }
 
+  /**
+   * A model of gemma3_text whose second of three layers sees all.
+   *
+   * @param settings of that, or of bases 200 of others and 3000 of this one, whose angles are divided by 8
+   */
+  static SmallGemma gemma3(String settings) {
+    String all = ", \"query_pre_attn_scalar\": 24, \"sliding_window\": 3" + settings;
+    SmallGemma model = new Sandwich("gemma3_text", all, 0, 0);
+    model.headNorms = true;
+    model.windows = new int[] {3, 0, 3};
+    double[] local = powers(200, WIDTH);
+    double[] far = SmallCheckpoint.each(powers(3000, WIDTH), f -> f / 8);
+    model.frequencies = new double[][] {local, far, local};
+    return model;
+  }
+
   @Override
   final void addNorm(SmallCheckpoint w, String path, int width) {
     w.normAroundZero(path, width);

@@ -8,7 +8,7 @@ final class SmallGpt2 extends ReferenceDecoder {
   private static final int HIDDEN = 32;
   private static final int HEADS = 4;
   private static final int WIDTH = 8;
-  private static final int PLACES = 16;
+  private static final int PLACES = 24;
   private static final double EPSILON = 1e-5;
 
   private final String base;

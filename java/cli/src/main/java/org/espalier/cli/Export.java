@@ -50,7 +50,7 @@ import picocli.CommandLine.Parameters;
 final class Export implements Callable<Integer> {
   /** What lies beside a model, by the name that it is reported under. */
   private static final Map<String, String> COMPANIONS =
-      Map.of("tokenizer", "tokenizer.json", "processor", ImageProcessor.FILE_NAME);
+      Map.of("tokenizer", "tokenizer.json", "image processor", ImageProcessor.FILE_NAME);
 
   @Mixin private CommonOptions common;
 
@@ -109,7 +109,7 @@ final class Export implements Callable<Integer> {
     if (common.json()) {
       ObjectNode json = JsonNodeFactory.instance.objectNode();
       json.put("output", target.toString()).put("bytes", bytes).put("nodes", nodes);
-      beside.forEach((what, path) -> json.put(what, path.toString()));
+      beside.forEach((what, path) -> json.put(what.replace(' ', '_'), path.toString()));
       common.print(json);
       return;
     }

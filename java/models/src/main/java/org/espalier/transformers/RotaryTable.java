@@ -127,7 +127,7 @@ final class RotaryTable {
               + " asks for a table of "
               + values
               + " angles; at most "
-              + MOST_BYTES / Float.BYTES / frequencies.length
+              + MOST_BYTES / Float.BYTES / pairs
               + " positions are right");
     }
     return (int) values;
