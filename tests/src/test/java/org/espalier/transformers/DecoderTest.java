@@ -201,4 +201,23 @@ class DecoderTest {
   void olmo2() throws Exception {
     new SmallOlmo2().compare(folder);
   }
+
+  @Test
+  void llamaThatClassifies() throws Exception {
+    new SmallDecoder("llama", "").compareClassifying(folder);
+  }
+
+  @Test
+  void gemma3ThatClassifies() throws Exception {
+    SmallGemma.gemma3(
+            ", \"rope_theta\": 3000.0, \"rope_local_base_freq\": 200.0,"
+                + " \"sliding_window_pattern\": 2,"
+                + " \"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 8.0}")
+        .compareClassifying(folder);
+  }
+
+  @Test
+  void gpt2ThatClassifies() throws Exception {
+    new SmallGpt2("transformer.", "").compareClassifying(folder);
+  }
 }

@@ -37,11 +37,13 @@ abstract class ReferenceDecoder {
     {3, 17, 0, 29, 8, 8, 21, 4, 11, 25, 1, 13}, {5, 6, 7}, {28, 2, 19, 19, 10, 14, 9}
   };
 
+  final int hidden;
   final int heads;
   final int shared;
   final int width;
 
-  ReferenceDecoder(int heads, int shared, int width) {
+  ReferenceDecoder(int hidden, int heads, int shared, int width) {
+    this.hidden = hidden;
     this.heads = heads;
     this.shared = shared;
     this.width = width;
@@ -52,11 +54,40 @@ abstract class ReferenceDecoder {
   abstract SmallCheckpoint weights();
 
   /**
-   * The logits of each token of a text.
+   * The normed states of each token of a text.
    *
    * @param longest how many tokens the longest text of the batch has
    */
-  abstract double[][] logits(SmallCheckpoint w, int[] text, int longest);
+  abstract double[][] states(SmallCheckpoint w, int[] text, int longest);
+
+  /** The logits of words for a state. */
+  abstract double[] logits(SmallCheckpoint w, double[] state);
+
+  private double[][] logits(SmallCheckpoint w, int[] text, int longest) {
+    return SmallDecoder.each(states(w, text, longest), state -> logits(w, state));
+  }
+
+  /** The same of a model whose head classifies texts by their last tokens. */
+  final void compareClassifying(Path folder) throws Exception {
+    SmallCheckpoint weights = weights();
+    weights.remove("lm_head.weight");
+    weights.linear("score", hidden, SmallEncoder.LABELS, false);
+    String config = config().replaceAll("ForCausalLM|LMHeadModel", "ForSequenceClassification");
+    Map<String, Tensor> inputs = beginning(TEXTS);
+    inputs.keySet().removeIf(name -> name.startsWith("past_key_values"));
+    List<double[][]> expected = new ArrayList<>();
+    for (int[] text : TEXTS) {
+      double[][] states = states(weights, text, TEXTS[0].length);
+      expected.add(new double[][] {weights.linear("score", states[text.length - 1])});
+    }
+    SmallEncoder.compare(
+        folder,
+        weights,
+        config.replaceFirst("\\{", "{\"num_labels\": 3, "),
+        inputs,
+        expected,
+        Set.of());
+  }
 
   /** ONNX Runtime and libtorch give what the loops do of a padded batch and of a text in parts, and weights are found. */
   final void compare(Path folder) throws Exception {

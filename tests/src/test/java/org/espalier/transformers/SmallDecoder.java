@@ -31,7 +31,7 @@ class SmallDecoder extends ReferenceDecoder {
    * @param settings more of its configuration, each with a comma before it
    */
   SmallDecoder(String type, String settings) {
-    super(HEADS, SHARED, WIDTH);
+    super(HIDDEN, HEADS, SHARED, WIDTH);
     this.type = type;
     this.settings = settings;
     turnedBy(powers(10000, WIDTH));
@@ -103,7 +103,7 @@ class SmallDecoder extends ReferenceDecoder {
   }
 
   @Override
-  double[][] logits(SmallCheckpoint w, int[] text, int longest) {
+  double[][] states(SmallCheckpoint w, int[] text, int longest) {
     double[][] x = new double[text.length][];
     for (int t = 0; t < text.length; t++) {
       x[t] = embedded(w.row("model.embed_tokens.weight", text[t], HIDDEN));
@@ -111,12 +111,12 @@ class SmallDecoder extends ReferenceDecoder {
     for (int n = 0; n < LAYERS; n++) {
       layer(w, "model.layers." + n, x, n, longest);
     }
-    double[][] logits = new double[text.length][];
-    float[] head = w.get(tied ? "model.embed_tokens.weight" : "lm_head.weight");
-    for (int t = 0; t < text.length; t++) {
-      logits[t] = finished(byWords(head, norm(w, "model.norm", x[t])));
-    }
-    return logits;
+    return each(x, row -> norm(w, "model.norm", row));
+  }
+
+  @Override
+  double[] logits(SmallCheckpoint w, double[] state) {
+    return finished(byWords(w.get(tied ? "model.embed_tokens.weight" : "lm_head.weight"), state));
   }
 
   double[] embedded(double[] row) {

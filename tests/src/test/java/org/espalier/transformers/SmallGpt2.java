@@ -20,7 +20,7 @@ final class SmallGpt2 extends ReferenceDecoder {
    * @param settings empty, or those of 24 inner channels, a head of its own and scores divided by the number of the layer
    */
   SmallGpt2(String base, String settings) {
-    super(HEADS, HEADS, WIDTH);
+    super(HIDDEN, HEADS, HEADS, WIDTH);
     this.base = base;
     this.settings = settings;
     other = !settings.isEmpty();
@@ -65,7 +65,7 @@ final class SmallGpt2 extends ReferenceDecoder {
   }
 
   @Override
-  double[][] logits(SmallCheckpoint w, int[] text, int longest) {
+  double[][] states(SmallCheckpoint w, int[] text, int longest) {
     int tokens = text.length;
     double[][] x = new double[tokens][];
     for (int t = 0; t < tokens; t++) {
@@ -96,11 +96,11 @@ final class SmallGpt2 extends ReferenceDecoder {
         x[t] = SmallCheckpoint.plus(x[t], w.turnedLinear(path + ".mlp.c_proj", wide));
       }
     }
-    float[] head = w.get(other ? "lm_head.weight" : base + "wte.weight");
-    double[][] logits = new double[tokens][];
-    for (int t = 0; t < tokens; t++) {
-      logits[t] = byWords(head, w.layerNorm(base + "ln_f", x[t], EPSILON));
-    }
-    return logits;
+    return SmallDecoder.each(x, row -> w.layerNorm(base + "ln_f", row, EPSILON));
+  }
+
+  @Override
+  double[] logits(SmallCheckpoint w, double[] state) {
+    return byWords(w.get(other ? "lm_head.weight" : base + "wte.weight"), state);
   }
 }

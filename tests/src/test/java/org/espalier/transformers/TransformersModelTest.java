@@ -158,9 +158,9 @@ class TransformersModelTest {
   void settingsOfKindsThatDoNotFit() throws IOException {
     refusedAs(
         "llama",
-        "\"architectures\": [\"LlamaForSequenceClassification\"]",
-        "architectures names 'LlamaForSequenceClassification'",
-        "…ForCausalLM");
+        "\"architectures\": [\"LlamaForTokenClassification\"]",
+        "architectures names 'LlamaForTokenClassification'",
+        "…ForCausalLM or …ForSequenceClassification is right");
     refusedAs(
         "smollm3", "\"no_rope_layers\": []", "no_rope_layers is []; 0 or 1 for each of num_hidden");
     refusedAs(

@@ -30,11 +30,11 @@ import picocli.CommandLine.Parameters;
       "",
       "Language models of model_type gemma, gemma2, gemma3_text, gpt2, granite, llama, mistral,"
           + " olmo2, phi3, qwen2, qwen3 and smollm3 become graphs with inputs and outputs for keys"
-          + " and values, which ONNX Runtime's generators take; text encoders of bert, roberta,"
-          + " xlm-roberta, camembert, deberta-v2, distilbert, electra, modernbert and mpnet and"
-          + " image encoders of vit, with the head that classifies texts, tokens or images or fills"
-          + " in words where 'architectures' names one, graphs that give last_hidden_state or"
-          + " logits.",
+          + " and values, which ONNX Runtime's generators take, or classify texts; text encoders of"
+          + " bert, roberta, xlm-roberta, camembert, deberta-v2, distilbert, electra, modernbert"
+          + " and mpnet and image encoders of vit, with the head that classifies texts, tokens or"
+          + " images or fills in words where 'architectures' names one, graphs that give"
+          + " last_hidden_state or logits.",
       "",
       "What is computed is float32. Tensors keep their types: those of bfloat16 take half the file"
           + " and are widened when ONNX Runtime loads it. The folder's tokenizer.json and"

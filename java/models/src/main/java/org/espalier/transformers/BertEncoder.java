@@ -164,21 +164,6 @@ class BertEncoder extends TextEncoder {
     return places(ids);
   }
 
-  /** Places of tokens that are no padding, counted from behind the padding's own. */
-  final String countedPositions(String ids, long padding) {
-    String path = "position_ids";
-    String none = g.node("Equal", path, List.of(ids, g.whole(padding)));
-    String some =
-        g.node(
-            "Cast",
-            path,
-            List.of(g.node("Not", path, List.of(none))),
-            attribute("to", DataType.INT64_VALUE));
-    String count = g.node("CumSum", path, List.of(some, g.whole(1)));
-    String counted = g.node("Mul", path, List.of(count, some));
-    return g.node("Add", path, List.of(counted, g.whole(padding)));
-  }
-
   @Override
   String classified(String x, String mask) {
     String dense = g.linear(first(x), base + "pooler.dense", hidden, hidden, true);
@@ -224,19 +209,36 @@ class BertEncoder extends TextEncoder {
     return byWords(normed, table(), rowWidth(), head.decoder(), bias);
   }
 
-  private static final WordHead ROBERTA_HEAD =
-      new WordHead(
-          "lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias", "gelu");
-
   /** RoBERTa, XLM-RoBERTa, CamemBERT: positions count tokens that are no padding. */
-  static final class Roberta extends BertEncoder {
+  static class Roberta extends BertEncoder {
     Roberta(ModelConfig config, GraphWriter g) {
-      super(config, g, "roberta.", Names.BERT);
+      this(config, g, "roberta.", Names.BERT);
     }
 
+    private Roberta(ModelConfig config, GraphWriter g, String prefix, Names names) {
+      super(config, g, prefix, names);
+    }
+
+    /** The word that fills up texts. */
+    long padding() {
+      return config.whole("pad_token_id", 1, 0);
+    }
+
+    /** Places of tokens that are no padding, counted from behind the padding's own. */
     @Override
-    String positions(String ids) {
-      return countedPositions(ids, config.whole("pad_token_id", 1, 0));
+    final String positions(String ids) {
+      long padding = padding();
+      String path = "position_ids";
+      String none = g.node("Equal", path, List.of(ids, g.whole(padding)));
+      String some =
+          g.node(
+              "Cast",
+              path,
+              List.of(g.node("Not", path, List.of(none))),
+              attribute("to", DataType.INT64_VALUE));
+      String count = g.node("CumSum", path, List.of(some, g.whole(1)));
+      String counted = g.node("Mul", path, List.of(count, some));
+      return g.node("Add", path, List.of(counted, g.whole(padding)));
     }
 
     @Override
@@ -246,7 +248,8 @@ class BertEncoder extends TextEncoder {
 
     @Override
     WordHead wordHead() {
-      return ROBERTA_HEAD;
+      return new WordHead(
+          "lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias", "gelu");
     }
   }
 
@@ -333,7 +336,7 @@ class BertEncoder extends TextEncoder {
   }
 
   /** MPNet: to scores is added what is learned of how far tokens are from one another. */
-  static final class MpNet extends BertEncoder {
+  static final class MpNet extends Roberta {
     /** How many distances are told apart; those from the half of each direction's on share them. */
     private static final int BUCKETS = 32;
 
@@ -361,8 +364,8 @@ class BertEncoder extends TextEncoder {
     }
 
     @Override
-    String positions(String ids) {
-      return countedPositions(ids, 1);
+    long padding() {
+      return 1;
     }
 
     @Override
@@ -387,16 +390,6 @@ class BertEncoder extends TextEncoder {
       float share = (float) Math.log((float) far / exact) / (float) Math.log(FAR / exact);
       int bucket = far < exact ? far : Math.min(half - 1, exact + (int) (share * (half - exact)));
       return distance < 0 ? half + bucket : bucket;
-    }
-
-    @Override
-    String classified(String x, String mask) {
-      return denseHead(x, "tanh");
-    }
-
-    @Override
-    WordHead wordHead() {
-      return ROBERTA_HEAD;
     }
   }
 }

@@ -6,20 +6,25 @@ import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.function.BiConsumer;
 import org.espalier.InputException;
 import org.espalier.format.Names;
 
 /**
  * One language model. The graph takes {@code input_ids}, {@code attention_mask} and for each layer what was read before
- * ({@code past_key_values.N.key}, {@code .value}), and gives {@code logits} and {@code present.N.key}, {@code .value}.
- * Attention is ONNX Runtime's GroupQueryAttention, so texts are padded behind their end. Kinds say what is between.
+ * ({@code past_key_values.N.key}, {@code .value}), and gives {@code logits} and {@code present.N.key}, {@code .value};
+ * where {@code architectures} names a head that classifies texts, it takes no more than the first two and gives the {@code
+ * logits} of each text. Attention is ONNX Runtime's GroupQueryAttention, so texts are padded behind their end. Kinds say what is between.
  */
 abstract class Decoder {
   private static final String IDS = "input_ids";
   private static final String MASK = "attention_mask";
 
-  /** What classes of Transformers that give logits of words are called. */
-  private static final List<String> HEADS = List.of("ForCausalLM", "LMHeadModel", "Model");
+  private static final String CLASSIFIES = "ForSequenceClassification";
+
+  /** How the names of classes end that are known. */
+  private static final List<String> KNOWN =
+      List.of("ForCausalLM", "LMHeadModel", "Model", CLASSIFIES);
 
   /**
    * The sizes that all kinds have.
@@ -71,8 +76,13 @@ abstract class Decoder {
   final GraphWriter g;
   final Sizes sizes;
   final long words;
+  private boolean classifies;
+
+  /** The place of the last token of each text. */
   private String last;
-  private String total;
+
+  private String lastAsInt32;
+  private String totalAsInt32;
 
   Decoder(ModelConfig config, GraphWriter g, Sizes sizes) {
     this.config = config;
@@ -86,8 +96,11 @@ abstract class Decoder {
 
   abstract String layer(String x, long n);
 
-  /** What the last layer gives, [batch, tokens, hidden], as logits of words. */
-  abstract String logits(String x);
+  /** What the last layer gives, normed. */
+  abstract String normed(String x);
+
+  /** States, [batch, tokens, hidden], as logits of words. */
+  abstract String byWords(String x);
 
   /**
    * Writes the graph.
@@ -96,40 +109,51 @@ abstract class Decoder {
    */
   final void write(List<String> classes) {
     for (String name : classes) {
-      if (HEADS.stream().noneMatch(name::endsWith)) {
+      if (KNOWN.stream().noneMatch(name::endsWith)) {
         throw new InputException(
             config.place()
                 + ": architectures names "
                 + Names.quote(name)
-                + "; of this model_type a class that gives logits of words is right, as"
-                + " …ForCausalLM");
+                + "; of this model_type …ForCausalLM or …ForSequenceClassification is right");
       }
     }
+    classifies = classes.stream().anyMatch(name -> name.endsWith(CLASSIFIES));
     g.input(IDS, "sequence_length");
-    g.input(MASK, "total_sequence_length");
-    last = last();
-    total = total();
+    g.input(MASK, classifies ? "sequence_length" : "total_sequence_length");
+    last = g.node("Sub", MASK, List.of(lengths(), g.wholes(1)));
+    lastAsInt32 = asInt32(last, MASK + "/last");
+    totalAsInt32 = asInt32(totalLength(), MASK + "/total");
     String x = embedded(IDS);
     for (long n = 0; n < sizes.layers(); n++) {
       x = layer(x, n);
     }
-    g.output("logits", logits(x), "batch_size", "sequence_length", words);
+    x = normed(x);
+    if (classifies) {
+      g.output("logits", classified(x), "batch_size", config.labels());
+      return;
+    }
+    g.output("logits", byWords(x), "batch_size", "sequence_length", words);
     for (long n = 0; n < sizes.layers(); n++) {
       for (String what : List.of(".key", ".value")) {
-        g.floatInput(
-            "past_key_values." + n + what,
-            "batch_size",
-            sizes.shared(),
-            "past_sequence_length",
-            sizes.width());
-        g.declareOutput(
-            "present." + n + what,
-            "batch_size",
-            sizes.shared(),
-            "total_sequence_length",
-            sizes.width());
+        cache("past_key_values." + n + what, "past_sequence_length", g::floatInput);
+        cache("present." + n + what, "total_sequence_length", g::declareOutput);
       }
     }
+  }
+
+  private void cache(String name, String tokens, BiConsumer<String, Object[]> declare) {
+    declare.accept(name, new Object[] {"batch_size", sizes.shared(), tokens, sizes.width()});
+  }
+
+  private String asInt32(String x, String path) {
+    return g.node("Cast", path, List.of(x), attribute("to", DataType.INT32_VALUE));
+  }
+
+  /** The logits of each text's last token. */
+  private String classified(String x) {
+    String place = g.node("Unsqueeze", MASK + "/last", List.of(last, g.wholes(1)));
+    String state = g.node("GatherND", "score", List.of(x, place), attribute("batch_dims", 1L));
+    return g.linear(state, "score", sizes.hidden(), config.labels(), false);
   }
 
   /** How many tokens each text has: [batch]. */
@@ -137,18 +161,6 @@ abstract class Decoder {
     return g.once(
         MASK + "/ReduceSum",
         () -> g.node("ReduceSum", MASK, List.of(MASK, g.wholes(1)), attribute("keepdims", 0L)));
-  }
-
-  /** The place of the last token of each text: int32 [batch]. */
-  private String last() {
-    String place = g.node("Sub", MASK, List.of(lengths(), g.wholes(1)));
-    return g.node("Cast", MASK + "/last", List.of(place), attribute("to", DataType.INT32_VALUE));
-  }
-
-  /** How many tokens there are with those that were read before: an int32. */
-  private String total() {
-    String length = g.length(MASK, 1);
-    return g.node("Cast", MASK + "/total", List.of(length), attribute("to", DataType.INT32_VALUE));
   }
 
   /** How many tokens there are with those that were read before. */
@@ -180,10 +192,11 @@ abstract class Decoder {
     while (inputs.size() < 3) {
       inputs.add("");
     }
-    inputs.add("past_key_values." + layer + ".key");
-    inputs.add("past_key_values." + layer + ".value");
-    inputs.add(last);
-    inputs.add(total);
+    for (String what : List.of(".key", ".value")) {
+      inputs.add(classifies ? "" : "past_key_values." + layer + what);
+    }
+    inputs.add(lastAsInt32);
+    inputs.add(totalAsInt32);
     List<AttributeProto> attributes = new ArrayList<>();
     attributes.add(attribute("num_heads", sizes.heads()));
     attributes.add(attribute("kv_num_heads", sizes.shared()));

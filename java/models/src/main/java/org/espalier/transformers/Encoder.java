@@ -16,12 +16,6 @@ abstract class Encoder {
    * @param inner of feed-forward blocks
    */
   record Sizes(long hidden, long heads, long inner, long layers) {
-    Sizes {
-      if (hidden % heads != 0) {
-        throw new IllegalArgumentException(hidden + " is no multiple of " + heads);
-      }
-    }
-
     /** As most configurations call them. */
     static Sizes of(ModelConfig config) {
       return of(
@@ -68,12 +62,6 @@ abstract class Encoder {
   /** Whether a class is named that ends so. */
   static boolean names(List<String> classes, String end) {
     return classes.stream().anyMatch(c -> c.endsWith(end));
-  }
-
-  /** How many classes a head tells apart. */
-  final long labels() {
-    int named = config.entries("id2label");
-    return config.size("num_labels", named > 0 ? named : 2);
   }
 
   final String norm(String x, String path) {

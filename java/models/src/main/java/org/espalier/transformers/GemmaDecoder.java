@@ -124,13 +124,8 @@ class GemmaDecoder extends LlamaDecoder {
     }
 
     @Override
-    String queries(String q, String path) {
-      return headNorm(q, path + ".q_norm", heads);
-    }
-
-    @Override
-    String keys(String k, String path) {
-      return headNorm(k, path + ".k_norm", shared);
+    boolean normsHeads() {
+      return true;
     }
   }
 }

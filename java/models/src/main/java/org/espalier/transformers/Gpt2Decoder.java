@@ -79,12 +79,16 @@ final class Gpt2Decoder extends Decoder {
   }
 
   @Override
-  String logits(String x) {
+  String normed(String x) {
+    return norm(x, base + "ln_f");
+  }
+
+  @Override
+  String byWords(String x) {
     boolean tied = config.flag("tie_word_embeddings", true);
     if (tied) {
       g.ignore("lm_head.weight");
     }
-    String head = tied ? table() : g.weight("lm_head.weight", words, hidden);
-    return g.product(norm(x, base + "ln_f"), "lm_head", head);
+    return g.product(x, "lm_head", tied ? table() : g.weight("lm_head.weight", words, hidden));
   }
 }

@@ -10,8 +10,6 @@ import org.espalier.InputException;
  * keys and values than for queries. Kinds that differ from it are classes below.
  */
 class LlamaDecoder extends Decoder {
-  private static final List<String> LAYER_TYPES = List.of("full_attention", "sliding_attention");
-
   /** How many numbers of a head ONNX Runtime turns at once. */
   private static final long PAIRS = 16;
 
@@ -23,7 +21,7 @@ class LlamaDecoder extends Decoder {
   final long inner;
   private final double epsilon;
   private final String activation;
-  private final List<String> layerTypes;
+  private final List<Boolean> sliding;
   private final Map<String, Rotary> tables = new HashMap<>();
 
   LlamaDecoder(ModelConfig config, GraphWriter g) {
@@ -40,16 +38,7 @@ class LlamaDecoder extends Decoder {
             config.has("hidden_activation") ? "hidden_activation" : "hidden_act",
             "silu",
             GraphWriter.ACTIVATIONS);
-    layerTypes = config.texts("layer_types");
-    checkLayerTypes();
-  }
-
-  private void checkLayerTypes() {
-    boolean known = layerTypes.isEmpty() || layerTypes.size() >= sizes.layers();
-    if (!known || !LAYER_TYPES.containsAll(layerTypes)) {
-      throw config.wrong(
-          "layer_types", "full_attention or sliding_attention for each of num_hidden_layers");
-    }
+    sliding = config.sliding(sizes.layers());
   }
 
   @Override
@@ -115,15 +104,19 @@ class LlamaDecoder extends Decoder {
   }
 
   String queries(String q, String path) {
-    return q;
+    return normsHeads() ? headNorm(q, path + ".q_norm", heads) : q;
   }
 
   String keys(String k, String path) {
-    return k;
+    return normsHeads() ? headNorm(k, path + ".k_norm", shared) : k;
   }
 
-  /** Each head normed for itself. */
-  final String headNorm(String x, String path, long count) {
+  /** Whether each head of queries and keys is normed. */
+  boolean normsHeads() {
+    return false;
+  }
+
+  private String headNorm(String x, String path, long count) {
     String apart = g.node("Reshape", path, List.of(x, g.wholes(0, 0, count, width)));
     String normed = norm(apart, path, width);
     return g.node("Reshape", path + "/together", List.of(normed, g.wholes(0, 0, count * width)));
@@ -155,7 +148,7 @@ class LlamaDecoder extends Decoder {
 
   /** Whether a layer has a window, by the types of layers, or as {@code otherwise} says where there are none. */
   final boolean slides(long n, boolean otherwise) {
-    return layerTypes.isEmpty() ? otherwise : layerTypes.get((int) n).equals("sliding_attention");
+    return sliding.isEmpty() ? otherwise : sliding.get((int) n);
   }
 
   /** What turns the queries and keys of a layer; null where nothing does. */
@@ -222,15 +215,18 @@ class LlamaDecoder extends Decoder {
   }
 
   @Override
-  final String logits(String x) {
-    x = norm(x, base + "norm");
+  final String normed(String x) {
+    return norm(x, base + "norm");
+  }
+
+  @Override
+  final String byWords(String x) {
     boolean tied = config.flag("tie_word_embeddings", false);
     if (tied) {
       g.ignore("lm_head.weight");
     }
-    String product =
-        tied ? g.product(x, "lm_head", table()) : g.linear(x, "lm_head", hidden, words, false);
-    return finished(product);
+    return finished(
+        tied ? g.product(x, "lm_head", table()) : g.linear(x, "lm_head", hidden, words, false));
   }
 
   /** Products of states and words as logits. */
@@ -301,13 +297,8 @@ class LlamaDecoder extends Decoder {
     }
 
     @Override
-    String queries(String q, String path) {
-      return headNorm(q, path + ".q_norm", heads);
-    }
-
-    @Override
-    String keys(String k, String path) {
-      return headNorm(k, path + ".k_norm", shared);
+    boolean normsHeads() {
+      return true;
     }
   }
 

@@ -229,6 +229,27 @@ final class ModelConfig {
     return numbers;
   }
 
+  /** How many classes a head tells apart. */
+  long labels() {
+    int named = entries("id2label");
+    return size("num_labels", named > 0 ? named : 2);
+  }
+
+  /**
+   * Of each layer whether its tokens see their neighbours alone, by {@code layer_types}; empty where that is absent.
+   *
+   * @param layers how many there are
+   */
+  List<Boolean> sliding(long layers) {
+    List<String> types = texts("layer_types");
+    boolean fits = types.isEmpty() || types.size() >= layers;
+    if (!fits || !List.of("full_attention", "sliding_attention").containsAll(types)) {
+      throw wrong(
+          "layer_types", "full_attention or sliding_attention for each of num_hidden_layers");
+    }
+    return types.stream().map("sliding_attention"::equals).toList();
+  }
+
   /** How many entries a list or an object has; 0 where the key is absent. */
   int entries(String key) {
     return root.path(key).size();

@@ -13,13 +13,12 @@ import java.util.Map;
  */
 final class ModernBertEncoder extends TextEncoder {
   private static final String WORDS = "embeddings.tok_embeddings.weight";
-  private static final List<String> LAYER_TYPES = List.of("full_attention", "sliding_attention");
 
   private final String base;
   private final boolean attentionBias;
   private final boolean innerBias;
   private final boolean normBias;
-  private final List<String> layerTypes;
+  private final List<Boolean> sliding;
   private final Map<Boolean, List<String>> tables = new HashMap<>();
 
   ModernBertEncoder(ModelConfig config, GraphWriter g) {
@@ -33,12 +32,7 @@ final class ModernBertEncoder extends TextEncoder {
     attentionBias = config.flag("attention_bias", false);
     innerBias = config.flag("mlp_bias", false);
     normBias = config.flag("norm_bias", false);
-    layerTypes = config.texts("layer_types");
-    boolean known = layerTypes.isEmpty() || layerTypes.size() >= sizes.layers();
-    if (!known || !LAYER_TYPES.containsAll(layerTypes)) {
-      throw config.wrong(
-          "layer_types", "full_attention or sliding_attention for each of num_hidden_layers");
-    }
+    sliding = config.sliding(sizes.layers());
     config.refuse("rope_scaling");
   }
 
@@ -51,9 +45,9 @@ final class ModernBertEncoder extends TextEncoder {
   }
 
   private boolean isLocal(long n) {
-    return layerTypes.isEmpty()
+    return sliding.isEmpty()
         ? n % config.size("global_attn_every_n_layers", 3) != 0
-        : layerTypes.get((int) n).equals("sliding_attention");
+        : sliding.get((int) n);
   }
 
   @Override

@@ -14,7 +14,7 @@ import org.espalier.format.onnx.OnnxInitializer;
  * names.
  */
 abstract class TextEncoder extends Encoder {
-  private static final int MOST_PLACES = 1 << 24;
+  private static final int MOST_PLACES = 1 << 20;
 
   static final String TOKENS = "sequence_length";
   private static final String MASK = "attention_mask";
@@ -44,11 +44,11 @@ abstract class TextEncoder extends Encoder {
     String mask = g.input(MASK, TOKENS);
     String x = states(ids, mask);
     if (names(classes, CLASSIFIES)) {
-      g.output(LOGITS, classified(x, mask), BATCH, labels());
+      g.output(LOGITS, classified(x, mask), BATCH, config.labels());
       return;
     }
     if (names(classes, TAGS)) {
-      g.output(LOGITS, tagged(x), BATCH, TOKENS, labels());
+      g.output(LOGITS, tagged(x), BATCH, TOKENS, config.labels());
       return;
     }
     String words = names(classes, FILLS) ? filled(x) : null;
@@ -121,7 +121,7 @@ abstract class TextEncoder extends Encoder {
 
   /** The head that a linear layer is. */
   final String linearHead(String x, String path) {
-    return g.linear(x, path, hidden, labels(), true);
+    return g.linear(x, path, hidden, config.labels(), true);
   }
 
   /**

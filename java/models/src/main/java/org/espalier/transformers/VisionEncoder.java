@@ -44,8 +44,8 @@ final class VisionEncoder extends Encoder {
     }
     x = norm(x, base + "layernorm");
     if (names(classes, CLASSIFIES)) {
-      String logits = g.linear(first(x), "classifier", hidden, labels(), true);
-      g.output(LOGITS, logits, BATCH, labels());
+      String logits = g.linear(first(x), "classifier", hidden, config.labels(), true);
+      g.output(LOGITS, logits, BATCH, config.labels());
     } else {
       g.output(STATES, x, BATCH, tokens(), hidden);
     }
