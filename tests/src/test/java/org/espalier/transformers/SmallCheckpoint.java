@@ -82,9 +82,15 @@ public final class SmallCheckpoint {
     model.weights().write(folder, model.config());
   }
 
-  /** Writes a text encoder of {@code SmallLanguage}'s words, whose projections of tokens are those of distances too. */
-  public static void writeTextEncoder(Path folder) throws IOException {
-    SmallDeberta model = new SmallDeberta(true, 8);
+  /** Writes a text encoder of {@code SmallLanguage}'s words, of a model_type: deberta-v2, modernbert or mpnet. */
+  public static void writeTextEncoder(Path folder, String type) throws IOException {
+    SmallEncoder model =
+        switch (type) {
+          case "deberta-v2" -> new SmallDeberta(true, 8);
+          case "modernbert" -> new SmallModernBert("model.", "");
+          case "mpnet" -> new SmallMpNet("");
+          default -> throw new IllegalArgumentException(type);
+        };
     model.weights().write(folder, model.config());
   }
 
