@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
 import com.fasterxml.jackson.databind.JsonNode;
+import java.awt.image.BufferedImage;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
@@ -16,6 +17,8 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Random;
+import javax.imageio.ImageIO;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.Libtorch;
 import org.espalier.transformers.SmallCheckpoint;
@@ -148,21 +151,49 @@ class ExportTest {
     return json.path("cosine_mean").asDouble();
   }
 
+  private Path imageModel() throws IOException {
+    Path images = Files.createDirectory(folder.resolve("images"));
+    SmallCheckpoint.writeImageModel(images);
+    Files.writeString(
+        images.resolve("preprocessor_config.json"), "{\"size\": {\"height\": 25, \"width\": 25}}");
+    return images;
+  }
+
   /** An image encoder takes the file beside it along that says how images become pixels. */
   @Test
   void processorsOfImagesAreTaken() throws IOException {
-    Path images = Files.createDirectory(folder.resolve("images"));
-    SmallCheckpoint.writeImageModel(images);
-    String processor = "{\"size\": {\"height\": 25, \"width\": 25}}";
-    Files.writeString(images.resolve("preprocessor_config.json"), processor);
+    Path images = imageModel();
     Path onnx = folder.resolve("images.onnx");
     String said = Run.of("export", images, "-o", onnx).done().out();
     Path beside = folder.resolve("images-preprocessor_config.json");
     assertTrue(said.contains("its image processor as " + beside), said);
-    assertEquals(processor, Files.readString(beside));
+    assertEquals(-1, Files.mismatch(beside, images.resolve("preprocessor_config.json")));
     JsonNode json = Run.of("export", images, "-o", onnx, "--json").json();
     assertEquals(beside.toString(), json.path("image_processor").asText());
     assertTrue(json.path("tokenizer").isMissingNode(), json.toString());
+  }
+
+  @Test
+  void imageEncodersAreQuantizedAndPruned() throws IOException {
+    Path images = imageModel();
+    Path onnx = export(images, "images.onnx");
+    Path pictures = folder.resolve("pictures");
+    Random random = new Random(4);
+    for (int i = 0; i < 12; i++) {
+      BufferedImage picture = new BufferedImage(40, 30, BufferedImage.TYPE_INT_RGB);
+      for (int at = 0; at < 40 * 30; at++) {
+        picture.setRGB(at % 40, at / 40, random.nextInt(1 << 24));
+      }
+      Path of = Files.createDirectories(pictures.resolve("class" + i % 3));
+      ImageIO.write(picture, "png", of.resolve(i + ".png").toFile());
+    }
+    for (String[] way : WAYS) {
+      Path out = folder.resolve(way[1] + ".onnx");
+      Run.of(way[0], images, "-o", out, way[1], "--calibration", pictures).done();
+      JsonNode json = Run.of("evaluate", onnx, out, "--examples", pictures, "--json").json();
+      double error = json.path("outputs").path(0).path("relative_error").asDouble();
+      assertTrue(error > 0 && error < 0.1, way[1] + ": " + json);
+    }
   }
 
   /** What a recipe trains goes back into the checkpoint's layout: safetensors beside the same configuration. */
