@@ -217,6 +217,13 @@ class DecoderTest {
   }
 
   @Test
+  void qwen3WithoutHead() throws Exception {
+    SmallDecoder model = new SmallDecoder("qwen3", "");
+    model.headNorms = true;
+    model.compareStates(folder);
+  }
+
+  @Test
   void gpt2ThatClassifies() throws Exception {
     new SmallGpt2("transformer.", "").compareClassifying(folder);
   }

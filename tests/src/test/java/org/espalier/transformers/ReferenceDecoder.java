@@ -10,6 +10,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
+import java.util.function.UnaryOperator;
 import java.util.stream.Collectors;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.PointerScope;
@@ -72,21 +73,32 @@ abstract class ReferenceDecoder {
     SmallCheckpoint weights = weights();
     weights.remove("lm_head.weight");
     weights.linear("score", hidden, SmallEncoder.LABELS, false);
-    String config = config().replaceAll("ForCausalLM|LMHeadModel", "ForSequenceClassification");
+    compareWithoutCaches(
+        folder,
+        "ForSequenceClassification",
+        weights,
+        x -> new double[][] {weights.linear("score", x[x.length - 1])});
+  }
+
+  /** The same of a model without a head. */
+  final void compareStates(Path folder) throws Exception {
+    SmallCheckpoint weights = weights();
+    weights.remove("lm_head.weight");
+    compareWithoutCaches(folder, "Model", weights, x -> x);
+  }
+
+  private void compareWithoutCaches(
+      Path folder, String head, SmallCheckpoint weights, UnaryOperator<double[][]> given)
+      throws Exception {
     Map<String, Tensor> inputs = beginning(TEXTS);
     inputs.keySet().removeIf(name -> name.startsWith("past_key_values"));
     List<double[][]> expected = new ArrayList<>();
     for (int[] text : TEXTS) {
-      double[][] states = states(weights, text, TEXTS[0].length);
-      expected.add(new double[][] {weights.linear("score", states[text.length - 1])});
+      expected.add(given.apply(states(weights, text, TEXTS[0].length)));
     }
-    SmallEncoder.compare(
-        folder,
-        weights,
-        config.replaceFirst("\\{", "{\"num_labels\": 3, "),
-        inputs,
-        expected,
-        Set.of());
+    String config = config().replaceAll("ForCausalLM|LMHeadModel", head);
+    config = config.replaceFirst("\\{", "{\"num_labels\": 3, ");
+    SmallEncoder.compare(folder, weights, config, inputs, expected, Set.of());
   }
 
   /** ONNX Runtime and libtorch give what the loops do of a padded batch and of a text in parts, and weights are found. */

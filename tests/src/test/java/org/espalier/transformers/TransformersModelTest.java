@@ -160,7 +160,7 @@ class TransformersModelTest {
         "llama",
         "\"architectures\": [\"LlamaForTokenClassification\"]",
         "architectures names 'LlamaForTokenClassification'",
-        "…ForCausalLM or …ForSequenceClassification is right");
+        "…ForCausalLM, …ForSequenceClassification or …Model is right");
     refusedAs(
         "smollm3", "\"no_rope_layers\": []", "no_rope_layers is []; 0 or 1 for each of num_hidden");
     refusedAs(

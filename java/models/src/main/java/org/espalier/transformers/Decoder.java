@@ -13,18 +13,25 @@ import org.espalier.format.Names;
 /**
  * One language model. The graph takes {@code input_ids}, {@code attention_mask} and for each layer what was read before
  * ({@code past_key_values.N.key}, {@code .value}), and gives {@code logits} and {@code present.N.key}, {@code .value};
- * where {@code architectures} names a head that classifies texts, it takes no more than the first two and gives the {@code
- * logits} of each text. Attention is ONNX Runtime's GroupQueryAttention, so texts are padded behind their end. Kinds say what is between.
+ * where {@code architectures} names a head that classifies texts, or none, it takes no more than the first two and gives the
+ * {@code logits} of each text, or {@code last_hidden_state}. Attention is ONNX Runtime's GroupQueryAttention, so texts are padded behind their end. Kinds say what is between.
  */
 abstract class Decoder {
   private static final String IDS = "input_ids";
   private static final String MASK = "attention_mask";
 
-  private static final String CLASSIFIES = "ForSequenceClassification";
+  /** What a graph gives, by how the name of the model's class ends. */
+  private enum Gives {
+    WORDS("ForCausalLM", "LMHeadModel"),
+    CLASSES("ForSequenceClassification"),
+    STATES("Model");
 
-  /** How the names of classes end that are known. */
-  private static final List<String> KNOWN =
-      List.of("ForCausalLM", "LMHeadModel", "Model", CLASSIFIES);
+    private final List<String> ends;
+
+    Gives(String... ends) {
+      this.ends = List.of(ends);
+    }
+  }
 
   /**
    * The sizes that all kinds have.
@@ -76,7 +83,7 @@ abstract class Decoder {
   final GraphWriter g;
   final Sizes sizes;
   final long words;
-  private boolean classifies;
+  private Gives gives;
 
   /** The place of the last token of each text. */
   private String last;
@@ -108,18 +115,9 @@ abstract class Decoder {
    * @param classes what {@code architectures} names
    */
   final void write(List<String> classes) {
-    for (String name : classes) {
-      if (KNOWN.stream().noneMatch(name::endsWith)) {
-        throw new InputException(
-            config.place()
-                + ": architectures names "
-                + Names.quote(name)
-                + "; of this model_type …ForCausalLM or …ForSequenceClassification is right");
-      }
-    }
-    classifies = classes.stream().anyMatch(name -> name.endsWith(CLASSIFIES));
+    gives = gives(classes);
     g.input(IDS, "sequence_length");
-    g.input(MASK, classifies ? "sequence_length" : "total_sequence_length");
+    g.input(MASK, gives == Gives.WORDS ? "total_sequence_length" : "sequence_length");
     last = g.node("Sub", MASK, List.of(lengths(), g.wholes(1)));
     lastAsInt32 = asInt32(last, MASK + "/last");
     totalAsInt32 = asInt32(totalLength(), MASK + "/total");
@@ -128,11 +126,35 @@ abstract class Decoder {
       x = layer(x, n);
     }
     x = normed(x);
-    if (classifies) {
-      g.output("logits", classified(x), "batch_size", config.labels());
-      return;
+    switch (gives) {
+      case CLASSES -> g.output("logits", classified(x), "batch_size", config.labels());
+      case STATES ->
+          g.output("last_hidden_state", x, "batch_size", "sequence_length", sizes.hidden());
+      case WORDS -> {
+        g.output("logits", byWords(x), "batch_size", "sequence_length", words);
+        caches();
+      }
     }
-    g.output("logits", byWords(x), "batch_size", "sequence_length", words);
+  }
+
+  private Gives gives(List<String> classes) {
+    for (String name : classes) {
+      for (Gives one : Gives.values()) {
+        if (one.ends.stream().anyMatch(name::endsWith)) {
+          return one;
+        }
+      }
+      throw new InputException(
+          config.place()
+              + ": architectures names "
+              + Names.quote(name)
+              + "; of this model_type …ForCausalLM, …ForSequenceClassification or …Model is"
+              + " right");
+    }
+    return Gives.WORDS;
+  }
+
+  private void caches() {
     for (long n = 0; n < sizes.layers(); n++) {
       for (String what : List.of(".key", ".value")) {
         cache("past_key_values." + n + what, "past_sequence_length", g::floatInput);
@@ -193,7 +215,7 @@ abstract class Decoder {
       inputs.add("");
     }
     for (String what : List.of(".key", ".value")) {
-      inputs.add(classifies ? "" : "past_key_values." + layer + what);
+      inputs.add(gives == Gives.WORDS ? "past_key_values." + layer + what : "");
     }
     inputs.add(lastAsInt32);
     inputs.add(totalAsInt32);
