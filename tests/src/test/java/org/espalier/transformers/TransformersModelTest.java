@@ -210,6 +210,33 @@ class TransformersModelTest {
   }
 
   @Test
+  void settingsOfEncodersThatDoNotFit() throws IOException {
+    refusedAs("deberta-v2", "\"conv_kernel_size\": 3", "conv_kernel_size = 3 is not supported");
+    refusedAs(
+        "deberta-v2", "\"pos_att_type\": \"p2c\"", "has no relative_attention; true is right");
+    String relative = "\"relative_attention\": true, ";
+    refusedAs(
+        "deberta-v2",
+        relative + "\"pos_att_type\": \"p2c|p2p\"",
+        "pos_att_type is \"p2c|p2p\"; c2p and p2c is right");
+    refusedAs(
+        "deberta-v2",
+        relative + "\"attention_head_size\": 8",
+        "attention_head_size is 8; hidden_size / num_attention_heads is right");
+    refusedAs(
+        "vit", "\"image_size\": [224, 224]", "image_size is [224,224]; a whole number from 1");
+    refusedAs("vit", "\"image_size\": 8", "image_size is 8; patch_size = 16 or more is right");
+    refusedAs(
+        "modernbert",
+        "\"layer_types\": [\"sliding_attention\", \"linear\"]",
+        "layer_types is ",
+        "full_attention or sliding_attention for each of num_hidden_layers is right");
+    refusedAs(
+        "modernbert", "\"rope_scaling\": {\"factor\": 2.0}", "rope_scaling = {", "not supported");
+    refusedAs("electra", "\"is_decoder\": true", "is_decoder = true is not supported");
+  }
+
+  @Test
   void tensorsThatDoNotFit() throws IOException {
     weights.remove("model.layers.0.mlp.up_proj.weight");
     weights.write(folder, CONFIG);
