@@ -212,7 +212,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     int done = 0;
     try {
       for (List<ProductSite> part :
-          ActivationStatistics.parts(seen, s -> ActivationStatistics.bytes(s.channels))) {
+          ActivationStatistics.parts(seen, s -> ActivationStatistics.bytesOfRounding(s.channels))) {
         Map<ProductSite, ActivationStatistics> statistics =
             new ToldActivations(source, progress).statistics(model, part);
         for (ProductSite s : part) {

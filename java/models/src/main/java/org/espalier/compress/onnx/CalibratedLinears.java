@@ -44,6 +44,7 @@ public final class CalibratedLinears implements LinearFitting {
   public void fit(
       LinearForm form, Map<String, SafetensorsDtype> weights, Consumer<Fitted> receiver) {
     HalfPrecision.widen(model);
+    RuntimeForm.turnMatrices(model);
     List<ProductSite> sites =
         ProductSite.find(model, w -> weights.containsKey(w.name()), new LinkedHashMap<>()).stream()
             .filter(site -> !site.inner)
@@ -51,7 +52,8 @@ public final class CalibratedLinears implements LinearFitting {
     Set<String> done = new HashSet<>();
     int seen = 0;
     for (List<ProductSite> part :
-        ActivationStatistics.parts(sites, site -> ActivationStatistics.bytes(site.channels))) {
+        ActivationStatistics.parts(
+            sites, site -> ActivationStatistics.bytesOfRounding(site.channels))) {
       Map<ProductSite, ActivationStatistics> statistics =
           new ToldActivations(source, progress).statistics(model, part);
       for (ProductSite site : part) {

@@ -4,9 +4,14 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.util.List;
+import java.util.stream.IntStream;
+import org.espalier.format.onnx.OnnxInitializer;
 
 /** Row-major tensors with their axes in another order. */
 final class Permutation {
+  /** Rows and columns of a matrix that are turned together. */
+  private static final int TILE = 64;
+
   private Permutation() {}
 
   /**
@@ -20,6 +25,9 @@ final class Permutation {
     }
     if (same) {
       return values;
+    }
+    if (dims.length == 2) {
+      return turned(values, Math.toIntExact(dims[0]), Math.toIntExact(dims[1])).asFloatBuffer();
     }
     int rank = dims.length;
     int[] strides = new int[rank];
@@ -46,5 +54,35 @@ final class Permutation {
       }
     }
     return result;
+  }
+
+  /** A float32 matrix by columns, little-endian. */
+  static ByteBuffer turned(OnnxInitializer matrix) {
+    long[] dims = matrix.dims();
+    return turned(matrix.floats(), Math.toIntExact(dims[0]), Math.toIntExact(dims[1]));
+  }
+
+  /** Tile by tile, so that what is read and written stays in the cache. */
+  private static ByteBuffer turned(FloatBuffer values, int rows, int columns) {
+    ByteBuffer memory =
+        ByteBuffer.allocateDirect(Math.multiplyExact(4, Math.multiplyExact(rows, columns)))
+            .order(ByteOrder.LITTLE_ENDIAN);
+    FloatBuffer result = memory.asFloatBuffer();
+    int from = values.position();
+    IntStream.range(0, (columns + TILE - 1) / TILE)
+        .parallel()
+        .forEach(
+            tile -> {
+              int end = Math.min(columns, (tile + 1) * TILE);
+              for (int first = 0; first < rows; first += TILE) {
+                int last = Math.min(rows, first + TILE);
+                for (int c = tile * TILE; c < end; c++) {
+                  for (int r = first; r < last; r++) {
+                    result.put(c * rows + r, values.get(from + r * columns + c));
+                  }
+                }
+              }
+            });
+    return memory;
   }
 }

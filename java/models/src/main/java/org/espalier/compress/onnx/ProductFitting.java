@@ -65,7 +65,8 @@ final class ProductFitting {
     ProductFitting fitting = new ProductFitting(model, qmax, progress);
     List<ProductSite> seen = sites.stream().filter(ProductSite::isSeen).toList();
     for (List<ProductSite> part :
-        ActivationStatistics.parts(seen, site -> ActivationStatistics.bytes(site.channels))) {
+        ActivationStatistics.parts(
+            seen, site -> ActivationStatistics.bytesOfRounding(site.channels))) {
       fitting.fit(part, seen.size(), new ToldActivations(source, progress));
     }
     return fitting.rounded;

@@ -27,6 +27,7 @@ import org.espalier.format.onnx.OnnxModel;
  *       target, in which 0 stands for «as in the data»; five nodes for each dimension go;
  *   <li>a {@code Gemm} that is a product with a constant and a constant bias becomes {@code MatMul} and
  *       {@code Add};
+ *   <li>a matrix that a {@code Transpose} turns for products alone is turned;
  *   <li>small constants of equal type, shape and value become one: exporters write each layer its
  *       own;
  *   <li>nodes and tensors that nothing reads go.
@@ -47,6 +48,7 @@ final class RuntimeForm {
     if (splitGemms) {
       model.setNodes(splitGemms(model, model.names(), model.nodes()));
     }
+    turnMatrices(model);
     Map<String, NodeProto> producers = model.producers();
     List<NodeProto> nodes = new ArrayList<>();
     OnnxModel.Names names = model.names();
@@ -78,6 +80,58 @@ final class RuntimeForm {
     model.setNodes(nodes);
     shareConstants(model);
     removeUnused(model);
+  }
+
+  /**
+   * Turns float32 matrices that are read through a Transpose, as the second factors of products, and in no other way: the
+   * runtime would turn them each time that it loads the model, and hold both forms meanwhile.
+   */
+  static void turnMatrices(OnnxModel model) {
+    Map<String, List<NodeProto>> readers = model.consumers();
+    Map<String, String> turned = new HashMap<>();
+    for (NodeProto n : model.nodes()) {
+      OnnxInitializer w = n.getInputCount() == 1 ? model.initializer(n.getInput(0)) : null;
+      if (w != null
+          && OnnxModel.isOwn(n, "Transpose")
+          && w.type() == DataType.FLOAT
+          && w.dims().length == 2
+          && w.byteLength() <= Integer.MAX_VALUE
+          && isSwap(n)
+          && readers.get(w.name()).size() == 1
+          && !model.outputNames().contains(w.name())
+          && !model.outputNames().contains(n.getOutput(0))
+          && readers.getOrDefault(n.getOutput(0), List.of()).stream()
+              .allMatch(reader -> isSecondFactor(reader, n.getOutput(0)))) {
+        turned.put(n.getOutput(0), w.name());
+        model.replaceInitializer(turned(w, w.name()));
+      }
+    }
+    if (!turned.isEmpty()) {
+      List<NodeProto> nodes = new ArrayList<>();
+      for (NodeProto n : model.nodes()) {
+        if (n.getOutputCount() == 0 || !turned.containsKey(n.getOutput(0))) {
+          nodes.add(Nodes.reading(n, turned));
+        }
+      }
+      model.setNodes(nodes);
+    }
+  }
+
+  private static boolean isSwap(NodeProto transpose) {
+    long[] order = Attributes.integers(transpose, "perm");
+    return order == null || Arrays.equals(order, new long[] {1, 0});
+  }
+
+  private static boolean isSecondFactor(NodeProto n, String value) {
+    return OnnxModel.isOwn(n, "MatMul")
+        && n.getInput(1).equals(value)
+        && !n.getInput(0).equals(value);
+  }
+
+  /** A matrix by columns. */
+  private static OnnxInitializer turned(OnnxInitializer w, String name) {
+    return OnnxInitializer.of(
+        name, DataType.FLOAT, new long[] {w.dims()[1], w.dims()[0]}, Permutation.turned(w));
   }
 
   /** Lets all nodes that read equal small constants, which are not trained, read the first of them. */
@@ -213,12 +267,8 @@ final class RuntimeForm {
       String output = n.getOutput(0);
       String weight = n.getInput(1);
       if (Attributes.integer(n, "transB", 0) != 0) {
-        OnnxInitializer w = model.constant(weight);
         String turned = names.unique(weight + "_transposed");
-        long[] dims = {w.dims()[1], w.dims()[0]};
-        float[] values = new float[(int) w.elements()];
-        Permutation.apply(w.floats(), w.dims(), List.of(1, 0)).get(values);
-        model.addInitializer(OnnxInitializer.floats(turned, dims, values));
+        model.addInitializer(turned(model.constant(weight), turned));
         weight = turned;
       }
       boolean biased = n.getInputCount() == 3 && !n.getInput(2).isEmpty();

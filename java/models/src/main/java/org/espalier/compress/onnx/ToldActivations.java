@@ -52,7 +52,7 @@ record ToldActivations(ActivationSource source, Progress progress) implements Ac
     Map<String, List<ActivationStatistics>> inBranches = new HashMap<>();
     Set<String> readers = new HashSet<>();
     for (ProductSite s : sites) {
-      ActivationStatistics x = new ActivationStatistics(s.activation(), s.channels);
+      ActivationStatistics x = ActivationStatistics.ofRounding(s.activation(), s.channels);
       all.put(s, x);
       for (String value : s.activations) {
         (s.inner ? inBranches : shown).computeIfAbsent(value, v -> new ArrayList<>()).add(x);

@@ -14,6 +14,7 @@ import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.Arrays;
 import java.util.Objects;
+import java.util.stream.IntStream;
 import java.util.stream.LongStream;
 import org.espalier.InputException;
 import org.espalier.format.FileRegions;
@@ -26,6 +27,9 @@ import org.espalier.format.HalfFloats;
  */
 public final class OnnxInitializer {
   private static final int PART = 1 << 26;
+
+  /** Elements that one thread converts at once. */
+  private static final int CONVERTED = 1 << 16;
 
   private final String name;
   private final DataType type;
@@ -237,20 +241,33 @@ public final class OnnxInitializer {
     if (type == DataType.FLOAT) {
       return data.asFloatBuffer();
     }
+    return converted(data).asFloatBuffer().asReadOnlyBuffer();
+  }
+
+  /** Numbers of another type as float32, in memory of their own. */
+  private ByteBuffer converted(ByteBuffer data) {
+    if (type != DataType.FLOAT16 && type != DataType.BFLOAT16 && type != DataType.DOUBLE) {
+      throw new InputException("the tensor " + this + " does not hold real numbers");
+    }
+    ByteBuffer copy = allocate(4 * elements);
     int n = (int) elements;
-    ByteBuffer copy = allocate(4L * n);
-    for (int i = 0; i < n; i++) {
+    int parts = (n + CONVERTED - 1) / CONVERTED;
+    IntStream.range(0, parts)
+        .parallel()
+        .forEach(p -> convert(data, copy, p * CONVERTED, Math.min(n, (p + 1) * CONVERTED)));
+    return copy;
+  }
+
+  private void convert(ByteBuffer data, ByteBuffer copy, int from, int to) {
+    for (int i = from; i < to; i++) {
       float v =
           switch (type) {
             case FLOAT16 -> HalfFloats.ofFloat16(data.getShort(2 * i));
             case BFLOAT16 -> HalfFloats.ofBfloat16(data.getShort(2 * i));
-            case DOUBLE -> (float) data.getDouble(8 * i);
-            default ->
-                throw new InputException("the tensor " + this + " does not hold real numbers");
+            default -> (float) data.getDouble(8 * i);
           };
       copy.putFloat(4 * i, v);
     }
-    return copy.asFloatBuffer().asReadOnlyBuffer();
   }
 
   /** This tensor in float32; the tensor itself where it is float32. */
@@ -258,9 +275,7 @@ public final class OnnxInitializer {
     if (type == DataType.FLOAT) {
       return this;
     }
-    ByteBuffer data = allocate(4L * elements);
-    data.asFloatBuffer().put(floats());
-    return of(name, DataType.FLOAT, dims, data);
+    return of(name, DataType.FLOAT, dims, converted(data()));
   }
 
   /**

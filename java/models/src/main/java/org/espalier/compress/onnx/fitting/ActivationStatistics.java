@@ -14,15 +14,18 @@ import org.espalier.InputException;
 /**
  * What calibration keeps of one activation x [rows, channels]: the range of each channel in each example,
  * the sum of each channel, and the Gram matrix Σ x·xᵀ over all rows, of which more than {@link #TOGETHER}
- * channels keep blocks on the diagonal. Sums run in a fixed order, so that equal examples give equal
+ * channels, or {@link #FACTORED}, keep blocks on the diagonal. Sums run in a fixed order, so that equal examples give equal
  * statistics whatever the number of threads. Not safe for several threads.
  */
 public final class ActivationStatistics {
   /**
    * The most channels that are seen together. A matrix of twice as many takes four times the memory and eight
-   * times the time to factor: the 25,088 inputs of a classifier behind convolutions would take hours.
+   * times the time to take channels from: the 25,088 inputs of a classifier behind convolutions would take hours.
    */
   private static final int TOGETHER = 2048;
+
+  /** The same where their matrix is factored alone. */
+  private static final int FACTORED = 8192;
 
   /** A variance below this share of the mean square is what the sums' float32 leaves of none. */
   private static final double STILL = 1e-6;
@@ -66,12 +69,21 @@ public final class ActivationStatistics {
    * @param group channels of different groups of so many are not seen together
    */
   public ActivationStatistics(String name, int channels, int group) {
+    this(name, channels, group, TOGETHER);
+  }
+
+  /** Of an activation whose moments weights are rounded by, for which more channels are seen together. */
+  public static ActivationStatistics ofRounding(String name, int channels) {
+    return new ActivationStatistics(name, channels, channels, FACTORED);
+  }
+
+  private ActivationStatistics(String name, int channels, int group, int most) {
     this.name = name;
     this.channels = channels;
     sums = new double[channels];
     squares = new double[channels];
     gram = new double[channels][];
-    together = together(channels, group);
+    together = together(channels, group, most);
     for (int i = 0; i < channels; i++) {
       gram[i] = new double[i - first(i) + 1];
     }
@@ -89,7 +101,16 @@ public final class ActivationStatistics {
 
   /** The same for one whose groups of channels are not seen together. */
   public static long bytes(int channels, int group) {
-    return 4L * channels * together(channels, group) + 4L * BLOCK * channels;
+    return bytes(channels, group, TOGETHER);
+  }
+
+  /** The same for statistics {@linkplain #ofRounding of rounding}. */
+  public static long bytesOfRounding(int channels) {
+    return bytes(channels, channels, FACTORED);
+  }
+
+  private static long bytes(int channels, int group, int most) {
+    return 4L * channels * together(channels, group, most) + 4L * BLOCK * channels;
   }
 
   /**
@@ -125,8 +146,8 @@ public final class ActivationStatistics {
   }
 
   /** As few blocks of one size as make up a group; of several groups the size divides each. */
-  private static int together(int channels, int group) {
-    int blocks = Math.max(1, (group + TOGETHER - 1) / TOGETHER);
+  private static int together(int channels, int group, int most) {
+    int blocks = Math.max(1, (group + most - 1) / most);
     while (group < channels && group % blocks != 0) {
       blocks++;
     }
