@@ -124,6 +124,7 @@ abstract class ReferenceDecoder {
       goesOn(weights, graph::forward);
       learns(weights, graph);
     }
+    HostileConfigs.areRefusedOrRead(folder);
   }
 
   /** What runs a model. */

@@ -326,6 +326,7 @@ class SmallEncoder {
     matrices.removeAll(unused);
     matrices.removeIf(name -> name.endsWith("rel_embeddings.weight")); // normed before it is used
     assertTrue(found.containsAll(matrices), found + " of " + matrices);
+    HostileConfigs.areRefusedOrRead(folder);
   }
 
   private static Tensor only(Map<String, Tensor> outputs) {
