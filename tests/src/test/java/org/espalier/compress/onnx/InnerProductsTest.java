@@ -372,7 +372,7 @@ class InnerProductsTest {
     List<ProductSite> sites = ProductSite.find(model, w -> true, new HashMap<>());
     Map<String, ActivationStatistics> byWeight = new HashMap<>();
     new ToldActivations(examples(yes), Progress.NONE)
-        .statistics(model, sites.stream().filter(ProductSite::isSeen).toList())
+        .statistics(model, sites.stream().filter(ProductSite::isSeen).toList(), 8)
         .forEach((site, x) -> site.products.forEach(p -> byWeight.put(p.name, x)));
     return byWeight;
   }

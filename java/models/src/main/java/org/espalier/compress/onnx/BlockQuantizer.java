@@ -212,9 +212,10 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
     int done = 0;
     try {
       for (List<ProductSite> part :
-          ActivationStatistics.parts(seen, s -> ActivationStatistics.bytesOfRounding(s.channels))) {
+          ActivationStatistics.parts(
+              seen, s -> ActivationStatistics.bytesOfRounding(s.channels, options.bits()))) {
         Map<ProductSite, ActivationStatistics> statistics =
-            new ToldActivations(source, progress).statistics(model, part);
+            new ToldActivations(source, progress).statistics(model, part, options.bits());
         for (ProductSite s : part) {
           progress.at(Phase.FIT, done++, seen.size());
           ActivationStatistics x = statistics.remove(s);

@@ -53,9 +53,9 @@ public final class CalibratedLinears implements LinearFitting {
     int seen = 0;
     for (List<ProductSite> part :
         ActivationStatistics.parts(
-            sites, site -> ActivationStatistics.bytesOfRounding(site.channels))) {
+            sites, site -> ActivationStatistics.bytesOfRounding(site.channels, form.bits()))) {
       Map<ProductSite, ActivationStatistics> statistics =
-          new ToldActivations(source, progress).statistics(model, part);
+          new ToldActivations(source, progress).statistics(model, part, form.bits());
       for (ProductSite site : part) {
         progress.at(Phase.FIT, seen++, sites.size());
         double[][] moments = statistics.remove(site).moments(false);

@@ -25,6 +25,9 @@ import org.slf4j.LoggerFactory;
 final class ProductFitting {
   private static final Logger LOG = LoggerFactory.getLogger(ProductFitting.class);
 
+  /** Of weights, or one less. */
+  private static final int BITS = 8;
+
   /** What was found for a product: W ≈ integers · scales, and the mean error of x·W. */
   record Rounded(byte[] integers, float[] scales, double[] meanError) {}
 
@@ -66,7 +69,7 @@ final class ProductFitting {
     List<ProductSite> seen = sites.stream().filter(ProductSite::isSeen).toList();
     for (List<ProductSite> part :
         ActivationStatistics.parts(
-            seen, site -> ActivationStatistics.bytesOfRounding(site.channels))) {
+            seen, site -> ActivationStatistics.bytesOfRounding(site.channels, BITS))) {
       fitting.fit(part, seen.size(), new ToldActivations(source, progress));
     }
     return fitting.rounded;
@@ -74,7 +77,7 @@ final class ProductFitting {
 
   private void fit(List<ProductSite> group, int all, ToldActivations source) {
     long start = System.nanoTime();
-    Map<ProductSite, ActivationStatistics> statistics = source.statistics(model, group);
+    Map<ProductSite, ActivationStatistics> statistics = source.statistics(model, group, BITS);
     LOG.debug("activations collected after {} ms", (System.nanoTime() - start) / 1_000_000);
     ActivationEqualizer equalizer = new ActivationEqualizer(model);
     Map<ProductSite, Equalization> equalizations =

@@ -43,16 +43,18 @@ record ToldActivations(ActivationSource source, Progress progress) implements Ac
    * Sees what the products of sites read on all examples.
    *
    * @param sites that are {@linkplain ProductSite#isSeen seen}
+   * @param bits that their weights are rounded to
    * @return the statistics of each, but for those in branches that no example takes
    * @throws InputException when an activation is not finite or never seen, naming it
    */
-  Map<ProductSite, ActivationStatistics> statistics(OnnxModel model, List<ProductSite> sites) {
+  Map<ProductSite, ActivationStatistics> statistics(
+      OnnxModel model, List<ProductSite> sites, int bits) {
     Map<ProductSite, ActivationStatistics> all = new LinkedHashMap<>();
     Map<String, List<ActivationStatistics>> shown = new LinkedHashMap<>();
     Map<String, List<ActivationStatistics>> inBranches = new HashMap<>();
     Set<String> readers = new HashSet<>();
     for (ProductSite s : sites) {
-      ActivationStatistics x = ActivationStatistics.ofRounding(s.activation(), s.channels);
+      ActivationStatistics x = ActivationStatistics.ofRounding(s.activation(), s.channels, bits);
       all.put(s, x);
       for (String value : s.activations) {
         (s.inner ? inBranches : shown).computeIfAbsent(value, v -> new ArrayList<>()).add(x);

@@ -87,4 +87,23 @@ class ActivationStatisticsTest {
     assertTrue(
         both.startsWith("calibration saw 1 row of the 30 inputs words, and few of 1 more: "), both);
   }
+
+  /** Weights of 4 bits are rounded by what all of a wide layer's inputs have in common, those of 8 bits by blocks. */
+  @Test
+  void fourBitsSeeMoreChannelsTogether() {
+    int channels = 2050;
+    for (int bits : new int[] {4, 8}) {
+      ActivationStatistics statistics = ActivationStatistics.ofRounding("x", channels, bits);
+      FloatBuffer rows = FloatBuffer.allocate(3 * channels);
+      for (int i = 0; i < 3 * channels; i++) {
+        rows.put((float) Math.sin(i * i));
+      }
+      statistics.add(rows.flip());
+      double[][] moments = statistics.moments(false);
+      assertEquals(bits == 4 ? channels : channels / 2, moments[channels - 1].length);
+    }
+    assertTrue(
+        ActivationStatistics.bytesOfRounding(8192, 4)
+            > 3 * ActivationStatistics.bytesOfRounding(8192, 8));
+  }
 }

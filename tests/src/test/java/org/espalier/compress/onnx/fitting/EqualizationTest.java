@@ -137,7 +137,7 @@ class EqualizationTest {
   void momentsOfManyChannelsAreBlocks() {
     int k = 25_088;
     assertTrue(ActivationStatistics.bytes(k) < 250L << 20);
-    assertTrue(ActivationStatistics.bytesOfRounding(k) < 700L << 20);
+    assertTrue(ActivationStatistics.bytesOfRounding(k, 4) < 700L << 20);
     int channels = 2050;
     float[] rows = new float[3 * channels];
     Random random = new Random(3);

@@ -24,7 +24,10 @@ public final class ActivationStatistics {
    */
   private static final int TOGETHER = 2048;
 
-  /** The same where their matrix is factored alone. */
+  /**
+   * The same where their matrix is factored alone, for weights of 4 bits. Of MiniLM's 1,536 inputs of a product those in
+   * two blocks leave 4 % more of the model's error, in three 7 %; of 8 bits that is next to nothing.
+   */
   private static final int FACTORED = 8192;
 
   /** A variance below this share of the mean square is what the sums' float32 leaves of none. */
@@ -72,9 +75,17 @@ public final class ActivationStatistics {
     this(name, channels, group, TOGETHER);
   }
 
-  /** Of an activation whose moments weights are rounded by, for which more channels are seen together. */
-  public static ActivationStatistics ofRounding(String name, int channels) {
-    return new ActivationStatistics(name, channels, channels, FACTORED);
+  /**
+   * Of an activation whose moments weights are rounded by.
+   *
+   * @param bits of the weights
+   */
+  public static ActivationStatistics ofRounding(String name, int channels, int bits) {
+    return new ActivationStatistics(name, channels, channels, most(bits));
+  }
+
+  private static int most(int bits) {
+    return bits < 8 ? FACTORED : TOGETHER;
   }
 
   private ActivationStatistics(String name, int channels, int group, int most) {
@@ -105,8 +116,8 @@ public final class ActivationStatistics {
   }
 
   /** The same for statistics {@linkplain #ofRounding of rounding}. */
-  public static long bytesOfRounding(int channels) {
-    return bytes(channels, channels, FACTORED);
+  public static long bytesOfRounding(int channels, int bits) {
+    return bytes(channels, channels, most(bits));
   }
 
   private static long bytes(int channels, int group, int most) {
