@@ -225,6 +225,9 @@ final class CalibrationOptions {
       OnnxModel made,
       Optional<ActivationSource> examples,
       Consumer<String> notes) {
+    // Weights that were floats lie outside of the heap until it is collected, beside two models
+    // that are loaded here.
+    System.gc();
     Optional<ExampleTensors> few = fewTensors(made, source);
     OnnxModel original = source.asGiven(text -> {}); // said when the model was read
     double speedup;
