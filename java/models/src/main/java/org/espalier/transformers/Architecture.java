@@ -12,5 +12,5 @@ interface Architecture {
    * @throws org.espalier.InputException if the configuration asks for what no graph here computes, or a tensor is missing or
    *     of another shape
    */
-  void write(ModelConfig config, GraphWriter graph, List<String> classes);
+  void write(Configuration config, GraphWriter graph, List<String> classes);
 }

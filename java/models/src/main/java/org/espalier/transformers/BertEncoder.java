@@ -53,11 +53,11 @@ class BertEncoder extends TextEncoder {
   final String base;
   private final Names names;
 
-  BertEncoder(ModelConfig config, GraphWriter g) {
+  BertEncoder(Configuration config, GraphWriter g) {
     this(config, g, "bert.", Names.BERT);
   }
 
-  BertEncoder(ModelConfig config, GraphWriter g, String prefix, Names names) {
+  BertEncoder(Configuration config, GraphWriter g, String prefix, Names names) {
     this(
         config,
         g,
@@ -69,7 +69,7 @@ class BertEncoder extends TextEncoder {
   }
 
   private BertEncoder(
-      ModelConfig config,
+      Configuration config,
       GraphWriter g,
       String prefix,
       Names names,
@@ -211,11 +211,11 @@ class BertEncoder extends TextEncoder {
 
   /** RoBERTa, XLM-RoBERTa, CamemBERT: positions count tokens that are no padding. */
   static class Roberta extends BertEncoder {
-    Roberta(ModelConfig config, GraphWriter g) {
+    Roberta(Configuration config, GraphWriter g) {
       this(config, g, "roberta.", Names.BERT);
     }
 
-    private Roberta(ModelConfig config, GraphWriter g, String prefix, Names names) {
+    private Roberta(Configuration config, GraphWriter g, String prefix, Names names) {
       super(config, g, prefix, names);
     }
 
@@ -267,7 +267,7 @@ class BertEncoder extends TextEncoder {
             ".ffn.lin2",
             ".output_layer_norm");
 
-    DistilBert(ModelConfig config, GraphWriter g) {
+    DistilBert(Configuration config, GraphWriter g) {
       super(
           config,
           g,
@@ -302,7 +302,7 @@ class BertEncoder extends TextEncoder {
 
   /** ELECTRA: rows of tables may be narrower than what layers compute on. */
   static final class Electra extends BertEncoder {
-    Electra(ModelConfig config, GraphWriter g) {
+    Electra(Configuration config, GraphWriter g) {
       super(config, g, "electra.", Names.BERT);
     }
 
@@ -354,7 +354,7 @@ class BertEncoder extends TextEncoder {
             ".output.dense",
             ".output.LayerNorm");
 
-    MpNet(ModelConfig config, GraphWriter g) {
+    MpNet(Configuration config, GraphWriter g) {
       super(config, g, "mpnet.", NAMES);
     }
 

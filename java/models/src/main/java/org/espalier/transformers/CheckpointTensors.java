@@ -139,7 +139,7 @@ final class CheckpointTensors {
               + String.join(" or ", types.stream().map(Enum::name).toList())
               + wanted
               + " is right by its "
-              + ModelConfig.FILE);
+              + Configuration.FILE);
     }
     taken.add(name);
     return info;

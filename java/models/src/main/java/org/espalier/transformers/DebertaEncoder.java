@@ -35,7 +35,7 @@ final class DebertaEncoder extends BertEncoder {
   private String ofQueries;
   private String ofKeys;
 
-  DebertaEncoder(ModelConfig config, GraphWriter g) {
+  DebertaEncoder(Configuration config, GraphWriter g) {
     super(
         config.withDefaults(Map.of("layer_norm_eps", 1e-7, "type_vocab_size", 0)),
         g,

@@ -42,7 +42,7 @@ abstract class Decoder {
    */
   record Sizes(long hidden, long heads, long shared, long width, long layers, long positions) {
     /** As most configurations call them. */
-    static Sizes of(ModelConfig config) {
+    static Sizes of(Configuration config) {
       long hidden = config.size("hidden_size");
       long heads = config.size("num_attention_heads");
       long shared = config.size("num_key_value_heads", heads);
@@ -79,7 +79,7 @@ abstract class Decoder {
    */
   record Attention(double scale, double cap, long window, Rotary rotary) {}
 
-  final ModelConfig config;
+  final Configuration config;
   final GraphWriter g;
   final Sizes sizes;
   final long words;
@@ -91,7 +91,7 @@ abstract class Decoder {
   private String lastAsInt32;
   private String totalAsInt32;
 
-  Decoder(ModelConfig config, GraphWriter g, Sizes sizes) {
+  Decoder(Configuration config, GraphWriter g, Sizes sizes) {
     this.config = config;
     this.g = g;
     this.sizes = sizes;

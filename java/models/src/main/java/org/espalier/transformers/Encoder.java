@@ -17,13 +17,14 @@ abstract class Encoder {
    */
   record Sizes(long hidden, long heads, long inner, long layers) {
     /** As most configurations call them. */
-    static Sizes of(ModelConfig config) {
+    static Sizes of(Configuration config) {
       return of(
           config, "hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers");
     }
 
     /** By the keys of a configuration. */
-    static Sizes of(ModelConfig config, String hidden, String heads, String inner, String layers) {
+    static Sizes of(
+        Configuration config, String hidden, String heads, String inner, String layers) {
       if (config.size(hidden) % config.size(heads) != 0) {
         throw config.wrong(hidden, "a multiple of its " + config.size(heads) + " heads");
       }
@@ -36,14 +37,14 @@ abstract class Encoder {
     }
   }
 
-  final ModelConfig config;
+  final Configuration config;
   final GraphWriter g;
   final Sizes sizes;
   final long hidden;
   final double epsilon;
   final String activation;
 
-  Encoder(ModelConfig config, GraphWriter g, Sizes sizes, double epsilon, String activation) {
+  Encoder(Configuration config, GraphWriter g, Sizes sizes, double epsilon, String activation) {
     this.config = config;
     this.g = g;
     this.sizes = sizes;

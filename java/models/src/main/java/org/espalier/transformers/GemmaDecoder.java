@@ -10,7 +10,7 @@ import java.util.Map;
 class GemmaDecoder extends LlamaDecoder {
   private static final String GELU = "gelu_pytorch_tanh";
 
-  GemmaDecoder(ModelConfig config, GraphWriter g) {
+  GemmaDecoder(Configuration config, GraphWriter g) {
     super(
         config.withDefaults(
             Map.of("head_dim", 256, "hidden_act", GELU, "tie_word_embeddings", true)),
@@ -32,7 +32,7 @@ class GemmaDecoder extends LlamaDecoder {
 
   /** Norms before and behind blocks, a scale of scores that settings have, and a cap of logits. */
   private abstract static class Later extends GemmaDecoder {
-    Later(ModelConfig config, GraphWriter g) {
+    Later(Configuration config, GraphWriter g) {
       super(
           config.withDefaults(
               Map.of(
@@ -69,7 +69,7 @@ class GemmaDecoder extends LlamaDecoder {
 
   /** Gemma 2: a window in every second layer, and a cap of scores. */
   static final class Gemma2 extends Later {
-    Gemma2(ModelConfig config, GraphWriter g) {
+    Gemma2(Configuration config, GraphWriter g) {
       super(
           config.withDefaults(Map.of("attn_logit_softcapping", 50, "final_logit_softcapping", 30)),
           g);
@@ -88,9 +88,9 @@ class GemmaDecoder extends LlamaDecoder {
 
   /** Gemma 3: norms of heads, more layers with windows, which are turned by their own base, and no cap of scores. */
   static final class Gemma3 extends Later {
-    private final ModelConfig angles;
+    private final Configuration angles;
 
-    Gemma3(ModelConfig config, GraphWriter g) {
+    Gemma3(Configuration config, GraphWriter g) {
       super(config, g);
       config.refuse("attn_logit_softcapping");
       angles = config.group("rope_parameters");

@@ -15,7 +15,7 @@ final class Gpt2Decoder extends Decoder {
   private final double epsilon;
   private final String activation;
 
-  Gpt2Decoder(ModelConfig config, GraphWriter g) {
+  Gpt2Decoder(Configuration config, GraphWriter g) {
     super(config, g, sizes(config));
     base = g.base("transformer.", WORDS);
     hidden = sizes.hidden();
@@ -25,7 +25,7 @@ final class Gpt2Decoder extends Decoder {
     config.refuse("add_cross_attention");
   }
 
-  private static Sizes sizes(ModelConfig config) {
+  private static Sizes sizes(Configuration config) {
     long hidden = config.size("n_embd");
     long heads = config.size("n_head");
     if (hidden % heads != 0) {

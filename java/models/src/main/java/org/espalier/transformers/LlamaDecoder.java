@@ -24,7 +24,7 @@ class LlamaDecoder extends Decoder {
   private final List<Boolean> sliding;
   private final Map<String, Rotary> tables = new HashMap<>();
 
-  LlamaDecoder(ModelConfig config, GraphWriter g) {
+  LlamaDecoder(Configuration config, GraphWriter g) {
     super(config, g, Sizes.of(config));
     base = g.base("model.", "embed_tokens.weight");
     hidden = sizes.hidden();
@@ -161,7 +161,7 @@ class LlamaDecoder extends Decoder {
    *
    * @param name of the tables, beside others
    */
-  final Rotary rotary(String name, ModelConfig settings, double theta) {
+  final Rotary rotary(String name, Configuration settings, double theta) {
     return tables.computeIfAbsent(
         name,
         key -> {
@@ -175,7 +175,7 @@ class LlamaDecoder extends Decoder {
 
   /** What part of a head is turned. */
   final double rotaryShare() {
-    ModelConfig settings = RotaryTable.settings(config);
+    Configuration settings = RotaryTable.settings(config);
     double share = config.positive("partial_rotary_factor", 1);
     return settings == null ? share : settings.positive("partial_rotary_factor", share);
   }
@@ -246,7 +246,7 @@ class LlamaDecoder extends Decoder {
 
   /** Each layer has a window. */
   static final class Mistral extends LlamaDecoder {
-    Mistral(ModelConfig config, GraphWriter g) {
+    Mistral(Configuration config, GraphWriter g) {
       super(config, g);
     }
 
@@ -258,7 +258,7 @@ class LlamaDecoder extends Decoder {
 
   /** Later layers have a window where that is switched on; queries, keys and values have a bias. */
   static class Qwen2 extends LlamaDecoder {
-    Qwen2(ModelConfig config, GraphWriter g) {
+    Qwen2(Configuration config, GraphWriter g) {
       super(config, g);
     }
 
@@ -282,7 +282,7 @@ class LlamaDecoder extends Decoder {
 
   /** Qwen2 with norms of heads, and biases only where settings say so. */
   static final class Qwen3 extends Qwen2 {
-    Qwen3(ModelConfig config, GraphWriter g) {
+    Qwen3(Configuration config, GraphWriter g) {
       super(config.withDefaults(Map.of("head_dim", 128)), g);
     }
 
@@ -306,7 +306,7 @@ class LlamaDecoder extends Decoder {
   static final class SmolLm3 extends LlamaDecoder {
     private final double[] turning;
 
-    SmolLm3(ModelConfig config, GraphWriter g) {
+    SmolLm3(Configuration config, GraphWriter g) {
       super(
           config.withDefaults(
               Map.of("tie_word_embeddings", true, "rope_theta", 2e6, "num_key_value_heads", 4)),
@@ -342,7 +342,7 @@ class LlamaDecoder extends Decoder {
 
   /** Factors of what is embedded, of scores, of what blocks add and of logits. */
   static final class Granite extends LlamaDecoder {
-    Granite(ModelConfig config, GraphWriter g) {
+    Granite(Configuration config, GraphWriter g) {
       super(config, g);
     }
 
@@ -372,7 +372,7 @@ class LlamaDecoder extends Decoder {
 
   /** Norms behind blocks and none before them; all heads of queries are normed together, and those of keys. */
   static final class Olmo2 extends LlamaDecoder {
-    Olmo2(ModelConfig config, GraphWriter g) {
+    Olmo2(Configuration config, GraphWriter g) {
       super(config.withDefaults(Map.of("rms_norm_eps", 1e-5)), g);
     }
 

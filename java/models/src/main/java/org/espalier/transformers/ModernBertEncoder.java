@@ -21,7 +21,7 @@ final class ModernBertEncoder extends TextEncoder {
   private final List<Boolean> sliding;
   private final Map<Boolean, List<String>> tables = new HashMap<>();
 
-  ModernBertEncoder(ModelConfig config, GraphWriter g) {
+  ModernBertEncoder(Configuration config, GraphWriter g) {
     super(
         config,
         g,
@@ -123,7 +123,7 @@ final class ModernBertEncoder extends TextEncoder {
         local
             ? config.positive("local_rope_theta", config.positive("global_rope_theta", 160000))
             : config.positive("global_rope_theta", 160000);
-    ModelConfig settings = config.group("rope_parameters");
+    Configuration settings = config.group("rope_parameters");
     if (settings != null) {
       settings = settings.group(local ? "sliding_attention" : "full_attention");
     }

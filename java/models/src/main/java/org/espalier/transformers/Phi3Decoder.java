@@ -16,7 +16,7 @@ final class Phi3Decoder extends LlamaDecoder {
 
   private Rotary longRotary;
 
-  Phi3Decoder(ModelConfig config, GraphWriter g) {
+  Phi3Decoder(Configuration config, GraphWriter g) {
     super(config.withDefaults(Map.of("rms_norm_eps", 1e-5)), g);
   }
 
@@ -51,7 +51,7 @@ final class Phi3Decoder extends LlamaDecoder {
 
   @Override
   Rotary rotary(long n) {
-    ModelConfig settings = RotaryTable.settings(config);
+    Configuration settings = RotaryTable.settings(config);
     if (RotaryTable.type(settings, TYPES).equals("default")) {
       return super.rotary(n);
     }
@@ -62,7 +62,7 @@ final class Phi3Decoder extends LlamaDecoder {
   }
 
   /** Tables have the rows of short texts and behind them those of long ones, which all tokens of a long text take. */
-  private Rotary longRotary(ModelConfig settings) {
+  private Rotary longRotary(Configuration settings) {
     settings.refuse("factor");
     double[] angles = RotaryTable.powers(settings, config.positive("rope_theta", 10000), turned());
     double[] ofShort = divided(angles, settings, "short_factor");
@@ -88,7 +88,7 @@ final class Phi3Decoder extends LlamaDecoder {
     return g.node("Add", path, List.of(positions(), before));
   }
 
-  private static double[] divided(double[] angles, ModelConfig settings, String key) {
+  private static double[] divided(double[] angles, Configuration settings, String key) {
     double[] factors = settings.numbers(key);
     double[] divided = new double[angles.length];
     for (int i = 0; i < divided.length; i++) {

@@ -18,13 +18,13 @@ final class RotaryTable {
   private RotaryTable() {}
 
   /** What a configuration says of angles; null where that is nothing. */
-  static ModelConfig settings(ModelConfig config) {
-    ModelConfig settings = config.group("rope_parameters");
+  static Configuration settings(Configuration config) {
+    Configuration settings = config.group("rope_parameters");
     return settings == null ? config.group("rope_scaling") : settings;
   }
 
   /** Which change for longer texts is asked for. */
-  static String type(ModelConfig settings, List<String> known) {
+  static String type(Configuration settings, List<String> known) {
     return settings == null
         ? "default"
         : settings.choice("rope_type", settings.text("type", "default"), known);
@@ -38,7 +38,7 @@ final class RotaryTable {
    * @param rotated how many numbers of a head are turned, even
    * @throws InputException if the settings ask for a change that is not known here
    */
-  static double[] frequencies(ModelConfig settings, double theta, long rotated) {
+  static double[] frequencies(Configuration settings, double theta, long rotated) {
     double[] angles = powers(settings, theta, rotated);
     switch (type(settings, TYPES)) {
       case "linear" -> {
@@ -54,7 +54,7 @@ final class RotaryTable {
   }
 
   /** The angles without a change. */
-  static double[] powers(ModelConfig settings, double theta, long rotated) {
+  static double[] powers(Configuration settings, double theta, long rotated) {
     double base = settings == null ? theta : settings.positive("rope_theta", theta);
     double[] angles = new double[(int) (rotated / 2)];
     for (int i = 0; i < angles.length; i++) {
@@ -64,7 +64,7 @@ final class RotaryTable {
   }
 
   /** Llama 3.1: waves longer than the context of pre-training are stretched, short ones stay, between them it is mixed. */
-  private static void stretch(double[] angles, ModelConfig scaling) {
+  private static void stretch(double[] angles, Configuration scaling) {
     double factor = required(scaling, "factor");
     double low = required(scaling, "low_freq_factor");
     double high = required(scaling, "high_freq_factor");
@@ -79,7 +79,7 @@ final class RotaryTable {
     }
   }
 
-  private static double required(ModelConfig scaling, String key) {
+  private static double required(Configuration scaling, String key) {
     if (!scaling.has(key)) {
       throw scaling.wrong(key, "a number above 0");
     }

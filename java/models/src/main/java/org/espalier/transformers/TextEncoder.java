@@ -22,7 +22,7 @@ abstract class TextEncoder extends Encoder {
   private static final String TAGS = "ForTokenClassification";
   private static final String FILLS = "ForMaskedLM";
 
-  TextEncoder(ModelConfig config, GraphWriter g, Sizes sizes, double epsilon, String activation) {
+  TextEncoder(Configuration config, GraphWriter g, Sizes sizes, double epsilon, String activation) {
     super(config, g, sizes, epsilon, activation);
   }
 

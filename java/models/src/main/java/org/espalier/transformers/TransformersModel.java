@@ -51,18 +51,18 @@ public final class TransformersModel {
   private TransformersModel() {}
 
   private static Map.Entry<String, Architecture> encoder(
-      String type, BiFunction<ModelConfig, GraphWriter, Encoder> kind) {
+      String type, BiFunction<Configuration, GraphWriter, Encoder> kind) {
     return Map.entry(type, (config, graph, classes) -> kind.apply(config, graph).write(classes));
   }
 
   private static Map.Entry<String, Architecture> decoder(
-      String type, BiFunction<ModelConfig, GraphWriter, Decoder> kind) {
+      String type, BiFunction<Configuration, GraphWriter, Decoder> kind) {
     return Map.entry(type, (config, graph, classes) -> kind.apply(config, graph).write(classes));
   }
 
   /** Whether a path is a folder with a configuration. */
   public static boolean isOne(Path folder) {
-    return Files.isRegularFile(folder.resolve(ModelConfig.FILE));
+    return Files.isRegularFile(folder.resolve(Configuration.FILE));
   }
 
   /** The values of {@code model_type} that can be read. */
@@ -78,7 +78,7 @@ public final class TransformersModel {
    *     why
    */
   public static OnnxModel read(Path folder, Consumer<String> notes) {
-    ModelConfig config = ModelConfig.read(folder);
+    Configuration config = Configuration.read(folder);
     String type = config.choice("model_type", "", KNOWN.keySet());
     List<String> classes = config.texts("architectures");
     try (Checkpoint checkpoint = Checkpoint.open(folder)) {

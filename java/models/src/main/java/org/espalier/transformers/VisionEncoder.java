@@ -19,7 +19,7 @@ final class VisionEncoder extends Encoder {
   private final long patch;
   private final boolean bias;
 
-  VisionEncoder(ModelConfig config, GraphWriter g) {
+  VisionEncoder(Configuration config, GraphWriter g) {
     super(
         config,
         g,

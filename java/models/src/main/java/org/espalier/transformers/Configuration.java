@@ -17,7 +17,7 @@ import org.espalier.format.JsonFile;
 import org.espalier.format.Names;
 
 /** The settings of a {@code config.json}, each checked when it is asked for. Keys that are null count as absent. */
-final class ModelConfig {
+final class Configuration {
   static final String FILE = "config.json";
 
   private static final int MOST_BYTES = 16 << 20;
@@ -35,7 +35,7 @@ final class ModelConfig {
   private final String place;
   private final JsonNode root;
 
-  private ModelConfig(String place, JsonNode root) {
+  private Configuration(String place, JsonNode root) {
     this.place = place;
     this.root = root;
   }
@@ -46,15 +46,15 @@ final class ModelConfig {
    *
    * @throws InputException if it is no JSON object, or the model is quantized otherwise
    */
-  static ModelConfig read(Path folder) {
+  static Configuration read(Path folder) {
     Path file = folder.resolve(FILE);
     JsonNode root = JsonFile.read(file, MOST_BYTES, JSON);
     if (!root.isObject()) {
       throw new InputException(file + " is not a JSON object");
     }
-    ModelConfig config = new ModelConfig(file.toString(), root);
+    Configuration config = new Configuration(file.toString(), root);
     config.refuse("compression_config");
-    ModelConfig quantization = config.group("quantization_config");
+    Configuration quantization = config.group("quantization_config");
     if (quantization != null) {
       quantization.checkQuantization();
     }
@@ -66,14 +66,14 @@ final class ModelConfig {
     choice("quant_method", "", List.of("compressed-tensors"));
     String format = choice("format", "", List.of("int-quantized", "pack-quantized"));
     refuse("kv_cache_scheme");
-    ModelConfig groups = group("config_groups");
+    Configuration groups = group("config_groups");
     List<String> names = new ArrayList<>();
     if (groups != null) {
       groups.root.fieldNames().forEachRemaining(names::add);
     }
     for (String name : names) {
-      ModelConfig scheme = groups.group(name);
-      ModelConfig weights = scheme == null ? null : scheme.group("weights");
+      Configuration scheme = groups.group(name);
+      Configuration weights = scheme == null ? null : scheme.group("weights");
       if (weights == null) {
         continue;
       }
@@ -91,7 +91,7 @@ final class ModelConfig {
   }
 
   /** What the group of a key says; null where it is absent. */
-  ModelConfig group(String key) {
+  Configuration group(String key) {
     JsonNode value = root.get(key);
     if (value == null || value.isNull()) {
       return null;
@@ -99,11 +99,11 @@ final class ModelConfig {
     if (!value.isObject()) {
       throw wrong(key, "an object");
     }
-    return new ModelConfig(place + ": " + key, value);
+    return new Configuration(place + ": " + key, value);
   }
 
   /** The same with values for keys that it has not; one that is null stays so. */
-  ModelConfig withDefaults(Map<String, ?> defaults) {
+  Configuration withDefaults(Map<String, ?> defaults) {
     ObjectNode filled = root.deepCopy();
     defaults.forEach(
         (key, value) -> {
@@ -111,7 +111,7 @@ final class ModelConfig {
             filled.set(key, JSON.valueToTree(value));
           }
         });
-    return new ModelConfig(place, filled);
+    return new Configuration(place, filled);
   }
 
   boolean has(String key) {
