@@ -22,17 +22,6 @@ final class RowQuantizer implements AutoCloseable {
 
   private static final int MAX_ROWS = 1 << 15;
 
-  /** The format's smallest scale, the machine epsilon of F32 as PyTorch has it. */
-  private static final float SMALLEST = 0x1p-23f;
-
-  /**
-   * Of 4 bits: 16 scales, from that which clips nothing down to 17/32 of it. A hundred down to a tenth would leave 0.5 to 0.8 % less
-   * of the squared error.
-   */
-  private static final int STEPS = 15;
-
-  private static final float LEAST_SHARE = 17f / 32;
-
   private final LinearForm form;
   private final RowLane[] lanes;
   private final FloatPointer scales = new FloatPointer(MAX_ROWS);
@@ -48,9 +37,9 @@ final class RowQuantizer implements AutoCloseable {
     zeroPoints = form.symmetric() ? null : new IntPointer(MAX_ROWS);
     nibbles = form.isPacked() ? new Nibbles(PIECE) : null;
     FakeQuantize grid = grid(form).perChannel(0);
-    FakeQuantize observer = grid.smallestScale(SMALLEST);
+    FakeQuantize observer = grid.smallestScale(LinearForm.SMALLEST_SCALE);
     if (form.isPacked()) {
-      observer = observer.mse(STEPS, LEAST_SHARE);
+      observer = observer.mse(LinearForm.TRIED_SCALES - 1, LinearForm.LEAST_SHARE);
     }
     FakeQuantize quantizer = grid.given().rounding(FakeQuantize.Rounding.DIVIDE);
     long elements = Math.max(PIECE, form.width(columns));

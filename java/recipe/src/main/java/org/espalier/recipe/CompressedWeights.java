@@ -75,8 +75,7 @@ final class CompressedWeights {
           || Attributes.integer(n, "bits", 4) != 4
           || Attributes.integer(n, "K", 0) % Attributes.integer(n, "block_size", 1) != 0
           || model.initializer(n.getInput(1)) == null) {
-        continue; // of 8 bits, rows that are no whole blocks, or a table that is the last product
-        // too
+        continue; // of 8 bits, no whole blocks, or a table that is the last product too
       }
       ByteBuffer stored = model.initializer(n.getInput(1)).data();
       FloatBuffer scales = model.initializer(n.getInput(2)).floats();

@@ -87,8 +87,8 @@ public final class CalibratedLinears implements LinearFitting {
                 found.scales(),
                 found.zeroPoints(),
                 found.block(),
-                LinearScales.least(form),
-                LinearScales.largest(form)));
+                form.least(),
+                form.largest()));
     int blocks = found.scales().length / p.columns;
     float[] scales = new float[found.scales().length];
     for (int b = 0; b < blocks; b++) {

@@ -39,7 +39,7 @@ class LinearScalesTest {
     for (int k = from; k < to; k++) {
       double w = weights[k * OUT + out];
       double q = Math.rint(w / scale) + zero;
-      q = Math.max(LinearScales.least(form), Math.min(LinearScales.largest(form), q)) - zero;
+      q = Math.max(form.least(), Math.min(form.largest(), q)) - zero;
       error += importance[k] * (w - q * scale) * (w - q * scale);
     }
     return error;

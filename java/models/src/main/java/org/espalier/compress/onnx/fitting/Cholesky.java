@@ -90,21 +90,15 @@ final class Cholesky {
 
     Trailing(int n) {
       this.n = n;
-      rows = allocate((long) n * BLOCK);
-      panel = allocate((long) BLOCK * WIDTH);
-      products = allocate((long) n * WIDTH);
+      rows = Scratch.floats((long) n * BLOCK);
+      panel = Scratch.floats((long) BLOCK * WIDTH);
+      products = Scratch.floats((long) n * WIDTH);
       product =
           new Linear(
               Tensor.of(panel, DType.F32, BLOCK, WIDTH),
               null,
               Tensor.of(products, DType.F32, n, WIDTH),
               Tensor.of(rows, DType.F32, n, BLOCK));
-    }
-
-    private static FloatPointer allocate(long floats) {
-      FloatPointer pointer = new FloatPointer(floats);
-      pointer.retainReference(); // until close, whatever scope is open here
-      return pointer;
     }
 
     /** Takes the products of the columns from {@code begin} to {@code end} from all behind them. */

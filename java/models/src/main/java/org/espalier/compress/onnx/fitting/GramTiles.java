@@ -57,8 +57,7 @@ final class GramTiles implements AutoCloseable {
   }
 
   private FloatPointer allocate(int floats) {
-    FloatPointer pointer = new FloatPointer((long) floats);
-    pointer.retainReference(); // until close, whatever scope is open here
+    FloatPointer pointer = Scratch.floats(floats);
     memory.add(pointer);
     return pointer;
   }

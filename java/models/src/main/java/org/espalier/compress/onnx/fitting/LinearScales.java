@@ -16,27 +16,11 @@ import org.espalier.format.HalfFloats;
  * @param zeroPoints [blocks, out]; null: all 0
  */
 public record LinearScales(int block, float[] scales, byte[] zeroPoints) {
-  /** The format's smallest scale, the machine epsilon of F32 as PyTorch has it. */
-  private static final float SMALLEST = 0x1p-23f;
-
-  private static final int TRIED = 16;
-  private static final float LEAST_SHARE = 17f / 32;
-
   /** Columns that are searched together. */
   private static final int COLUMNS = 256;
 
   /** Adding and subtracting it rounds numbers below 2²² to the nearest integer, ties to even. */
   private static final float ROUND = 0x1.8p23f;
-
-  /** The least integer of a form. */
-  public static int least(LinearForm form) {
-    return -(1 << form.bits() - 1);
-  }
-
-  /** The largest integer of a form. */
-  public static int largest(LinearForm form) {
-    return (1 << form.bits() - 1) - 1;
-  }
 
   /**
    * Finds them.
@@ -133,22 +117,23 @@ public record LinearScales(int block, float[] scales, byte[] zeroPoints) {
         }
         total += (float) importance[k];
       }
-      int tries = form.bits() == 8 ? 1 : TRIED;
+      int tries = form.bits() == 8 ? 1 : LinearForm.TRIED_SCALES;
       for (int i = 0; i < tries; i++) {
-        tryShare(1 - i * (1 - LEAST_SHARE) / (TRIED - 1), low, high, total);
+        tryShare(
+            1 - i * (1 - LinearForm.LEAST_SHARE) / (LinearForm.TRIED_SCALES - 1), low, high, total);
       }
     }
 
     private void tryShare(float share, float[] low, float[] high, float total) {
-      int least = least(form);
-      int largest = largest(form);
+      int least = form.least();
+      int largest = form.largest();
       float[] tried = new float[width];
       float[] inverse = new float[width];
       float[] zeros = new float[width];
       for (int c = 0; c < width; c++) {
         float range =
             form.symmetric() ? Math.max(-low[c], high[c]) / steps() : (high[c] - low[c]) / steps();
-        tried[c] = Math.max(SMALLEST, HalfFloats.rounded(share * range, type));
+        tried[c] = Math.max(LinearForm.SMALLEST_SCALE, HalfFloats.rounded(share * range, type));
         inverse[c] = 1 / tried[c];
         if (!form.symmetric()) {
           double zero = Math.rint(least - (double) share * low[c] / tried[c]);

@@ -54,8 +54,7 @@ final class MomentProduct implements AutoCloseable {
     }
 
     private FloatPointer allocate(long floats) {
-      FloatPointer pointer = new FloatPointer(floats);
-      pointer.retainReference(); // until close, whatever scope is open here
+      FloatPointer pointer = Scratch.floats(floats);
       memory.add(pointer);
       return pointer;
     }
