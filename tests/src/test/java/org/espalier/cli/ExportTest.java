@@ -19,6 +19,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
 import javax.imageio.ImageIO;
+import org.espalier.compress.onnx.Int8Saturation;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.Libtorch;
 import org.espalier.transformers.SmallCheckpoint;
@@ -105,7 +106,12 @@ class ExportTest {
     Path onnx = export(checkpoint, "model.onnx");
     for (String[] way : WAYS) {
       Path out = folder.resolve(way[1] + ".onnx");
-      Run.of(way[0], checkpoint, "-o", out, way[1], "--calibration", texts).done();
+      List<Object> args =
+          new ArrayList<>(List.of(way[0], checkpoint, "-o", out, way[1], "--calibration", texts));
+      if (way[1].endsWith("dynamic") && Int8Saturation.onThisMachine()) {
+        args.add("--reduce-range"); // what saturated products falsify is the command's to warn of
+      }
+      Run.of(args.toArray()).done();
       double divergence = divergence(onnx, out);
       assertTrue(divergence > 0 && divergence < 0.1, way[1] + ": " + divergence);
     }
@@ -225,6 +231,7 @@ class ExportTest {
   @ParameterizedTest
   @CsvSource({
     "compressed-tensors, ''",
+    "compressed-tensors-float8, ''",
     "compressed-tensors-int4, --block=32",
     "compressed-tensors-int4, --block=all",
     "compressed-tensors-int4, --block=32 --asymmetric",
@@ -243,7 +250,8 @@ class ExportTest {
       Run run = Run.of(args.toArray()).done();
       assertFalse(run.err().contains("calibration saw nothing"), run.err());
       Path written = export(out, "quantized-" + i + ".onnx");
-      assertTrue(
+      assertEquals(
+          !form.endsWith("float8"),
           OnnxModel.read(written).nodes().stream()
               .anyMatch(n -> n.getOpType().equals("MatMulNBits")));
       divergences[i] = divergence(onnx, written);

@@ -230,8 +230,10 @@ class PackedQuantizerTest extends CheckpointFolders {
     for (int block : new int[] {-1, 1, 48, 256}) {
       assertThrows(IllegalArgumentException.class, () -> LinearForm.int4(block, true));
     }
-    assertThrows(IllegalArgumentException.class, () -> new LinearForm(8, 128, true));
-    assertThrows(IllegalArgumentException.class, () -> new LinearForm(2, 128, true));
+    assertThrows(
+        IllegalArgumentException.class, () -> new LinearForm(LinearForm.Kind.INT8, 128, true));
+    assertThrows(
+        IllegalArgumentException.class, () -> new LinearForm(LinearForm.Kind.FLOAT8, 0, false));
   }
 
   @ParameterizedTest

@@ -99,14 +99,14 @@ class TransformersModelTest {
     config("{\"model_type\"", "{\"quantization_config\": {\"bits\": 4}, \"model_type\"");
     refused("quantization_config: quant_method is ''", "known are compressed-tensors");
     String layout = "{\"quantization_config\": {\"quant_method\": \"compressed-tensors\", ";
-    config("{\"model_type\"", layout + "\"format\": \"float-quantized\"}, \"model_type\"");
-    refused("quantization_config: format is 'float-quantized'", "pack-quantized");
+    config("{\"model_type\"", layout + "\"format\": \"nvfp4-pack-quantized\"}, \"model_type\"");
+    refused("quantization_config: format is 'nvfp4-pack-quantized'", "float-quantized");
     config(
         "{\"model_type\"",
         layout
             + "\"format\": \"pack-quantized\", \"config_groups\": {\"group_0\": {\"weights\":"
             + " {\"num_bits\": 8}}}}, \"model_type\"");
-    refused("group_0: weights: num_bits is 8; 8 in int-quantized and 4 in pack-quantized");
+    refused("group_0: weights: num_bits is 8; 4 in pack-quantized and else 8 is right");
   }
 
   @Test

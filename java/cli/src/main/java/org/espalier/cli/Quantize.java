@@ -66,7 +66,9 @@ import picocli.CommandLine.Parameters;
       "  compressed-tensors  the Hugging Face layout of a safetensors folder: linear layers int8,"
           + " one scale a row, for readers as vLLM",
       "  compressed-tensors-int4  the same with weights of 4 bits, a scale for each block of input"
-          + " channels that changes them least (W4A16); of both --calibration chooses integers",
+          + " channels that changes them least (W4A16)",
+      "  compressed-tensors-float8  the same as floats of 8 bits (FP8, E4M3), one scale a row, for"
+          + " GPUs of compute capability 8.9 or newer; of the three --calibration chooses numbers",
       "  float16, bfloat16   half the size: the float32 tensors of a safetensors file or folder,"
           + " each value rounded to the nearest",
       "",
@@ -115,7 +117,7 @@ final class Quantize implements Callable<Integer> {
       required = true,
       description =
           "onnx-dynamic, onnx-qdq, onnx-int4, onnx-int8, onnx-float16, compressed-tensors,"
-              + " compressed-tensors-int4, float16 or bfloat16.")
+              + " compressed-tensors-int4, compressed-tensors-float8, float16 or bfloat16.")
   private String to;
 
   @Mixin private CalibrationOptions calibration;
@@ -176,7 +178,11 @@ final class Quantize implements Callable<Integer> {
   @Override
   public Integer call() {
     QuantizeForm form = QuantizeForm.parse(to);
-    Device computes = device.use(form.isLinear() && !calibration.named());
+    Device computes =
+        device.use(
+            form.isLinear()
+                && form != QuantizeForm.COMPRESSED_TENSORS_FLOAT8
+                && !calibration.named());
     Machine.isa();
     Clipping clipping = clipping(form);
     rejectOthers(form);
@@ -271,10 +277,11 @@ final class Quantize implements Callable<Integer> {
 
   /** What the weights of a checkpoint become. */
   private LinearForm linearForm(QuantizeForm form) {
-    if (form == QuantizeForm.COMPRESSED_TENSORS) {
-      return LinearForm.INT8;
-    }
-    return LinearForm.int4(block(form), !asymmetric);
+    return switch (form) {
+      case COMPRESSED_TENSORS -> LinearForm.INT8;
+      case COMPRESSED_TENSORS_FLOAT8 -> LinearForm.FLOAT8;
+      default -> LinearForm.int4(block(form), !asymmetric);
+    };
   }
 
   /** The input channels that share a scale; 0 stands for all. */

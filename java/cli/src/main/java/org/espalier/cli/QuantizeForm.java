@@ -13,6 +13,7 @@ enum QuantizeForm {
   ONNX_FLOAT16("onnx-float16"),
   COMPRESSED_TENSORS("compressed-tensors"),
   COMPRESSED_TENSORS_INT4("compressed-tensors-int4"),
+  COMPRESSED_TENSORS_FLOAT8("compressed-tensors-float8"),
   FLOAT16("float16"),
   BFLOAT16("bfloat16");
 
@@ -52,7 +53,8 @@ enum QuantizeForm {
         "--to "
             + text
             + " is none of onnx-dynamic, onnx-qdq, onnx-int4, onnx-int8, onnx-float16,"
-            + " compressed-tensors, compressed-tensors-int4, float16 and bfloat16");
+            + " compressed-tensors, compressed-tensors-int4, compressed-tensors-float8, float16 and"
+            + " bfloat16");
   }
 
   /** Whether it is made of safetensors, else of ONNX. */
@@ -69,9 +71,11 @@ enum QuantizeForm {
     };
   }
 
-  /** Whether integers are made of a checkpoint's linear layers. */
+  /** Whether a checkpoint's linear layers are made smaller, and nothing else. */
   boolean isLinear() {
-    return this == COMPRESSED_TENSORS || this == COMPRESSED_TENSORS_INT4;
+    return this == COMPRESSED_TENSORS
+        || this == COMPRESSED_TENSORS_INT4
+        || this == COMPRESSED_TENSORS_FLOAT8;
   }
 
   /** The type that tensors of a checkpoint are rounded to; null where they are not. */

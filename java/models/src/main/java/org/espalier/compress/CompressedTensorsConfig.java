@@ -15,9 +15,9 @@ import org.espalier.InputException;
 import org.espalier.format.JsonReason;
 
 /**
- * The {@code quantization_config} of a model in the compressed-tensors layout, in the two forms that
+ * The {@code quantization_config} of a model in the compressed-tensors layout, in the forms that
  * we write. int-quantized: 8-bit integers, weights symmetric per output channel, inputs symmetric per token
- * when the model runs. pack-quantized: weights of 4 bits by groups of a channel or by channel, inputs as they are. Readers
+ * when the model runs; float-quantized: the same in floats of 8 bits. pack-quantized: weights of 4 bits by groups of a channel or by channel, inputs as they are. Readers
  * refuse fields that they do not know, so this has the known ones only, and {@link #parse} refuses others as
  * they do.
  *
@@ -25,7 +25,7 @@ import org.espalier.format.JsonReason;
  * transformers and vLLM.
  *
  * @param quantMethod always {@code compressed-tensors}
- * @param format {@code int-quantized} or {@code pack-quantized}
+ * @param format {@code int-quantized}, {@code float-quantized} or {@code pack-quantized}
  * @param quantizationStatus always {@code compressed}
  * @param configGroups the schemes by the name of their group
  * @param ignore modules of a target class that stay float
@@ -61,7 +61,7 @@ record CompressedTensorsConfig(
    *
    * @param targets names of module classes
    * @param weights how weights are
-   * @param inputActivations how inputs are, which readers of int-quantized ask for; null in pack-quantized
+   * @param inputActivations how inputs are, which readers of the forms of 8 bits ask for; null in pack-quantized
    */
   @JsonInclude(JsonInclude.Include.NON_NULL)
   @JsonPropertyOrder({"targets", "weights", "input_activations"})
@@ -73,8 +73,8 @@ record CompressedTensorsConfig(
   /**
    * The numbers of one quantization.
    *
-   * @param bits width of an integer
-   * @param type always {@code int}
+   * @param bits that are stored
+   * @param type {@code int} or {@code float}
    * @param symmetric whether the zero point is 0
    * @param strategy what shares a scale: {@code channel}, {@code group} or {@code token}
    * @param groupSize of groups; else null
@@ -90,8 +90,6 @@ record CompressedTensorsConfig(
       @JsonProperty("group_size") Integer groupSize,
       @JsonProperty(value = "dynamic", required = true) boolean dynamic) {}
 
-  private static final Arguments INPUTS = new Arguments(8, "int", true, "token", null, true);
-
   CompressedTensorsConfig {
     configGroups = Map.copyOf(configGroups);
     ignore = List.copyOf(ignore);
@@ -103,40 +101,52 @@ record CompressedTensorsConfig(
         || !isOurs(format, schemes.iterator().next())
         || !sparsityConfig.isEmpty()) {
       throw new IllegalArgumentException(
-          "not the int-quantized scheme of Linear modules, which has input_activations, nor"
-              + " pack-quantized of 4 bits");
+          "not the int-quantized or float-quantized scheme of Linear modules, which have"
+              + " input_activations, nor pack-quantized of 4 bits");
     }
   }
 
   private static boolean isOurs(String format, Scheme scheme) {
     Arguments weights = scheme.weights();
     int block = weights.groupSize() == null ? 0 : weights.groupSize();
-    if (format.equals("int-quantized")) {
-      return scheme.equals(scheme(LinearForm.INT8));
-    }
-    return format.equals("pack-quantized")
-        && (block == 0 || LinearForm.BLOCKS.contains(block))
-        && scheme.equals(scheme(LinearForm.int4(block, weights.symmetric())));
+    return switch (format) {
+      case "int-quantized" -> scheme.equals(scheme(LinearForm.INT8));
+      case "float-quantized" -> scheme.equals(scheme(LinearForm.FLOAT8));
+      case "pack-quantized" ->
+          (block == 0 || LinearForm.BLOCKS.contains(block))
+              && scheme.equals(scheme(LinearForm.int4(block, weights.symmetric())));
+      default -> false;
+    };
+  }
+
+  private static String format(LinearForm form) {
+    return switch (form.kind()) {
+      case INT8 -> "int-quantized";
+      case INT4 -> "pack-quantized";
+      case FLOAT8 -> "float-quantized";
+    };
   }
 
   private static Scheme scheme(LinearForm form) {
     boolean grouped = form.block() > 0;
+    String type = form.isFloat() ? "float" : "int";
     Arguments weights =
         new Arguments(
             form.bits(),
-            "int",
+            type,
             form.symmetric(),
             grouped ? "group" : "channel",
             grouped ? form.block() : null,
             false);
-    return new Scheme(List.of("Linear"), weights, form.isPacked() ? null : INPUTS);
+    Arguments inputs = new Arguments(8, type, true, "token", null, true);
+    return new Scheme(List.of("Linear"), weights, form.isPacked() ? null : inputs);
   }
 
   /** The configuration of a model whose Linear modules, except some, have a form. */
   static CompressedTensorsConfig of(LinearForm form, List<String> ignore) {
     return new CompressedTensorsConfig(
         "compressed-tensors",
-        form.isPacked() ? "pack-quantized" : "int-quantized",
+        format(form),
         "compressed",
         Map.of("group_0", scheme(form)),
         ignore,

@@ -2,21 +2,33 @@ package org.espalier.compress;
 
 import java.nio.ByteBuffer;
 import java.util.function.Consumer;
+import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.IntPointer;
 import org.espalier.device.Tensor;
 import org.espalier.op.FakeQuantize;
 
-/** Observes and quantizes rows with the CPU's kernels. */
+/** Observes and quantizes rows on the CPU. */
 final class KernelLane implements RowLane {
+  /** Makes what is stored of rows. */
+  @FunctionalInterface
+  interface Rounding {
+    /**
+     * @param rows [rows, columns] in the host's memory
+     * @param zeroPoints null where all are 0
+     * @param stored receives a byte for each element
+     */
+    void round(Tensor rows, FloatPointer scales, IntPointer zeroPoints, BytePointer stored);
+  }
+
   private final FakeQuantize observer;
-  private final FakeQuantize quantizer;
+  private final Rounding rounding;
   private final PieceBuffer integers = new PieceBuffer(RowQuantizer.PIECE);
   private Tensor rows;
 
-  KernelLane(FakeQuantize observer, FakeQuantize quantizer) {
+  KernelLane(FakeQuantize observer, Rounding rounding) {
     this.observer = observer;
-    this.quantizer = quantizer;
+    this.rounding = rounding;
   }
 
   @Override
@@ -36,12 +48,8 @@ final class KernelLane implements RowLane {
     for (long from = 0; from < rows.elements(); from += RowQuantizer.PIECE) {
       long length = Math.min(RowQuantizer.PIECE, rows.elements() - from);
       Tensor part = rows.slice(from, length);
-      quantizer.run(
-          FakeQuantize.Job.real(
-              RowQuantizer.matrix(part, count, length / count),
-              integers.pointer(),
-              scales,
-              zeroPoints));
+      rounding.round(
+          RowQuantizer.matrix(part, count, length / count), scales, zeroPoints, integers.pointer());
       sink.accept(integers.first(length));
     }
   }

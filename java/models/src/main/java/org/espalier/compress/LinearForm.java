@@ -6,6 +6,7 @@ import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Optional;
+import org.espalier.format.Float8;
 import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.espalier.format.safetensors.TensorInfo;
@@ -14,18 +15,28 @@ import org.espalier.format.safetensors.TensorSpec;
 /**
  * The form that weights {@code X.weight} [out, in] of linear layers take in the compressed-tensors layout.
  *
- * <p>Of 8 bits: {@code X.weight} I8 [out, in] and {@code X.weight_scale} [out, 1], which readers know as
- * int-quantized. Of 4 bits, pack-quantized: {@code X.weight_packed} I32 [out, in / 8], {@code X.weight_scale} [out,
+ * <p>Of 8 bits: {@code X.weight} [out, in] and {@code X.weight_scale} [out, 1]; I8, which readers know as int-quantized, or
+ * F8_E4M3, float-quantized. Of 4 bits, pack-quantized: {@code X.weight_packed} I32 [out, in / 8], {@code X.weight_scale} [out,
  * in / block], {@code X.weight_shape} I64 [2] and, where they are not symmetric, {@code X.weight_zero_point} I32 [out
  * / 8, in / block]. Scales have the weights' own type; quotients are rounded up.
  *
- * @param bits of an integer
+ * @param kind of the numbers that are stored
  * @param block input channels that share a scale; 0: all
  * @param symmetric whether 0 is stored as the middle of the grid; else zero points tell it
  */
-public record LinearForm(int bits, int block, boolean symmetric) {
-  /** One scale an output channel. */
-  public static final LinearForm INT8 = new LinearForm(8, 0, true);
+public record LinearForm(Kind kind, int block, boolean symmetric) {
+  /** What is stored for a weight. */
+  public enum Kind {
+    INT8,
+    INT4,
+    FLOAT8
+  }
+
+  /** Integers, one scale an output channel. */
+  public static final LinearForm INT8 = new LinearForm(Kind.INT8, 0, true);
+
+  /** Floats of 8 bits, one scale an output channel. */
+  public static final LinearForm FLOAT8 = new LinearForm(Kind.FLOAT8, 0, true);
 
   /** The blocks of 4-bit weights that vLLM has kernels for, beside one for all input channels. */
   public static final List<Integer> BLOCKS = List.of(32, 64, 128);
@@ -53,32 +64,51 @@ public record LinearForm(int bits, int block, boolean symmetric) {
   private static final int KERNEL_INPUTS = 128;
 
   public LinearForm {
-    boolean int8 = bits == 8 && block == 0 && symmetric;
-    boolean int4 = bits == 4 && (block == 0 || BLOCKS.contains(block));
-    if (!int8 && !int4) {
+    boolean fits =
+        kind == Kind.INT4 ? block == 0 || BLOCKS.contains(block) : block == 0 && symmetric;
+    if (!fits) {
       throw new IllegalArgumentException(
-          bits + " bits in blocks of " + block + (symmetric ? "" : " with zero points"));
+          kind + " in blocks of " + block + (symmetric ? "" : " with zero points"));
     }
   }
 
   /** Weights of 4 bits. */
   public static LinearForm int4(int block, boolean symmetric) {
-    return new LinearForm(4, block, symmetric);
+    return new LinearForm(Kind.INT4, block, symmetric);
   }
 
-  /** The least integer. */
+  /** Bits that are stored for a weight. */
+  public int bits() {
+    return isPacked() ? 4 : 8;
+  }
+
+  /** The least number that is stored. */
   public int least() {
-    return -(1 << bits - 1);
+    return isFloat() ? -(int) Float8.LARGEST : -(1 << bits() - 1);
   }
 
-  /** The largest integer. */
+  /** The largest number that is stored. */
   public int largest() {
-    return (1 << bits - 1) - 1;
+    return isFloat() ? (int) Float8.LARGEST : (1 << bits() - 1) - 1;
+  }
+
+  /** How many scales the largest magnitude of a block has, or, with zero points, its range. */
+  public float steps() {
+    return switch (kind) {
+      case INT8 -> 127.5f;
+      case INT4 -> symmetric ? 7 : 15;
+      case FLOAT8 -> Float8.LARGEST;
+    };
+  }
+
+  /** Whether weights are stored as floats. */
+  public boolean isFloat() {
+    return kind == Kind.FLOAT8;
   }
 
   /** Whether several integers lie in a word. */
   boolean isPacked() {
-    return bits < 8;
+    return kind == Kind.INT4;
   }
 
   /** The weights of a row of {@code columns} that share a scale. */
@@ -126,7 +156,8 @@ public record LinearForm(int bits, int block, boolean symmetric) {
                 zeroPointName(name), SafetensorsDtype.I32, List.of(words(rows), blocks)));
       }
     } else {
-      tensors.add(new TensorSpec(name, SafetensorsDtype.I8, matrix.shape()));
+      SafetensorsDtype stored = isFloat() ? SafetensorsDtype.F8_E4M3 : SafetensorsDtype.I8;
+      tensors.add(new TensorSpec(name, stored, matrix.shape()));
     }
     return tensors;
   }

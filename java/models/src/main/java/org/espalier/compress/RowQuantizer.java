@@ -12,9 +12,10 @@ import org.espalier.op.FakeQuantize;
 
 /**
  * Quantizes matrices by the conventions of compressed-tensors. A row here is what shares a scale: a row of the matrix,
- * or a block of one. Integers of 8 bits have the scale that clips nothing but the largest half step. Of 4 bits several
+ * or a block of one. Integers of 8 bits have the scale that clips nothing but the largest half step, floats of 8 bits that
+ * with which the largest magnitude is their largest. Of 4 bits several
  * scales are tried, and the one with the smallest squared error is taken. Scales are rounded to the type in which they
- * are stored before integers are made with them.
+ * are stored before weights are rounded with them.
  */
 final class RowQuantizer implements AutoCloseable {
   /** Elements of a piece. */
@@ -29,7 +30,7 @@ final class RowQuantizer implements AutoCloseable {
   private final Nibbles nibbles; // null where integers are not packed
 
   /**
-   * @param device where rows are quantized
+   * @param device where rows are quantized; floats are made on the CPU
    * @param columns of the widest matrix
    */
   RowQuantizer(LinearForm form, Device device, long columns) {
@@ -48,15 +49,23 @@ final class RowQuantizer implements AutoCloseable {
       lanes[i] =
           device.isCuda()
               ? new DeviceLane(device, observer, quantizer, elements, MAX_ROWS, !form.symmetric())
-              : new KernelLane(observer, quantizer);
+              : new KernelLane(observer, rounding(form, quantizer));
     }
   }
 
   private static FakeQuantize grid(LinearForm form) {
-    if (!form.isPacked()) {
-      return FakeQuantize.symmetricFull(8);
-    }
-    return form.symmetric() ? FakeQuantize.symmetric(-8, 7, 7) : FakeQuantize.affine(-8, 7);
+    return switch (form.kind()) {
+      case INT8 -> FakeQuantize.symmetricFull(8);
+      case INT4 -> form.symmetric() ? FakeQuantize.symmetric(-8, 7, 7) : FakeQuantize.affine(-8, 7);
+      case FLOAT8 -> FakeQuantize.symmetric(-128, 127, form.steps()); // finds scales alone
+    };
+  }
+
+  private static KernelLane.Rounding rounding(LinearForm form, FakeQuantize quantizer) {
+    return form.isFloat()
+        ? (rows, scales, zeroPoints, stored) -> Float8Rows.round(rows, scales, stored)
+        : (rows, scales, zeroPoints, stored) ->
+            quantizer.run(FakeQuantize.Job.real(rows, stored, scales, zeroPoints));
   }
 
   /**

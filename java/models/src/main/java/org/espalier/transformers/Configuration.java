@@ -61,10 +61,11 @@ final class Configuration {
     return config;
   }
 
-  /** Checks that integers are of the layout that linear layers are read in. */
+  /** Checks that what is quantized is of the layout that linear layers are read in. */
   private void checkQuantization() {
     choice("quant_method", "", List.of("compressed-tensors"));
-    String format = choice("format", "", List.of("int-quantized", "pack-quantized"));
+    String format =
+        choice("format", "", List.of("int-quantized", "float-quantized", "pack-quantized"));
     refuse("kv_cache_scheme");
     Configuration groups = group("config_groups");
     List<String> names = new ArrayList<>();
@@ -77,10 +78,10 @@ final class Configuration {
       if (weights == null) {
         continue;
       }
-      weights.choice("type", "int", List.of("int"));
+      weights.choice("type", "int", List.of(format.equals("float-quantized") ? "float" : "int"));
       long bits = weights.size("num_bits", 8);
-      if (bits != (format.equals("int-quantized") ? 8 : 4)) {
-        throw weights.wrong("num_bits", "8 in int-quantized and 4 in pack-quantized");
+      if (bits != (format.equals("pack-quantized") ? 4 : 8)) {
+        throw weights.wrong("num_bits", "4 in pack-quantized and else 8");
       }
     }
   }

@@ -239,7 +239,9 @@ final class GraphWriter {
     String product =
         QuantizedLinear.isOne(checkpoint, path)
             ? new QuantizedLinear(this, checkpoint, path, in, out).product(x, place)
-            : product(x, place, weight(path + ".weight", out, in));
+            : Float8Linear.isOne(checkpoint, path)
+                ? Float8Linear.product(this, checkpoint, x, path, place, in, out)
+                : product(x, place, weight(path + ".weight", out, in));
     return bias ? node("Add", place, List.of(product, weight(path + ".bias", out))) : product;
   }
 

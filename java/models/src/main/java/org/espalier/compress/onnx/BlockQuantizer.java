@@ -248,7 +248,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
           rounding.round(
               w,
               new CompensatedRounding.Grid(
-                  p.columns, scales, null, block, grid.least(), grid.largest()));
+                  p.columns, scales, null, block, grid.least(), grid.largest(), false));
       BlockWeights weights = new BlockWeights(bits, p.rows, p.columns, block, scales, integers);
       double[] meanError = ProductFitting.meanError(w, p.columns, scales, block, integers, means);
       fitted.put(p, new Fitted(weights, meanError));

@@ -88,7 +88,8 @@ public final class CalibratedLinears implements LinearFitting {
                 found.zeroPoints(),
                 found.block(),
                 form.least(),
-                form.largest()));
+                form.largest(),
+                form.isFloat()));
     int blocks = found.scales().length / p.columns;
     float[] scales = new float[found.scales().length];
     for (int b = 0; b < blocks; b++) {

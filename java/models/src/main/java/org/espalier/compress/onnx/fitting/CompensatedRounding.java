@@ -4,6 +4,7 @@ import java.util.Arrays;
 import java.util.Comparator;
 import java.util.List;
 import java.util.stream.IntStream;
+import org.espalier.format.Float8;
 
 /**
  * Rounds a matrix W [K, N] to integers with one scale a column so that the products x·W keep their values for
@@ -104,13 +105,14 @@ public final class CompensatedRounding {
    */
   public byte[] round(float[] weights, float[] scales, int qmax) {
     int n = scales.length;
-    return round(weights, new Grid(n, scales, null, weights.length / n, -qmax, qmax));
+    return round(weights, new Grid(n, scales, null, weights.length / n, -qmax, qmax, false));
   }
 
   /**
    * The same on another grid.
    *
    * @param grid of as many columns as W has
+   * @return what is stored of each weight: an integer, or the bits of a float
    */
   public byte[] round(float[] weights, Grid grid) {
     int n = grid.columns();
@@ -131,11 +133,30 @@ public final class CompensatedRounding {
    * @param scales [blocks, columns], none of them 0
    * @param zeroPoints [blocks, columns]; null: all 0
    * @param rows of a block; the last one may have fewer
-   * @param least smallest integer
-   * @param largest largest integer
+   * @param least smallest q
+   * @param largest largest q
+   * @param floats whether a q is a {@link Float8}, of which least and largest say nothing; else an integer
    */
   public record Grid(
-      int columns, float[] scales, byte[] zeroPoints, int rows, int least, int largest) {}
+      int columns,
+      float[] scales,
+      byte[] zeroPoints,
+      int rows,
+      int least,
+      int largest,
+      boolean floats) {
+    /** What is stored of a weight over its scale. */
+    private int nearest(float value, int zero) {
+      return floats
+          ? Float8.of(value)
+          : (int) Math.max(least, Math.min(largest, Math.rint(value) + zero));
+    }
+
+    /** What was stored, over the scale. */
+    private float value(int stored, int zero) {
+      return floats ? Float8.value((byte) stored) : stored - zero;
+    }
+  }
 
   private static void round(
       Block block, float[] weights, Grid grid, int from, int to, byte[] result) {
@@ -143,8 +164,6 @@ public final class CompensatedRounding {
     float[][] shares = block.shares();
     int k = order.length;
     int n = grid.columns();
-    int least = grid.least();
-    int largest = grid.largest();
     float[] scales = grid.scales();
     byte[] zeros = grid.zeroPoints();
     int width = to - from;
@@ -164,12 +183,9 @@ public final class CompensatedRounding {
         for (int c = 0; c < width; c++) {
           float s = scales[scale + c];
           int zero = zeros == null ? 0 : zeros[scale + c];
-          int q =
-              weights[at + c] == 0
-                  ? zero
-                  : (int) Math.max(least, Math.min(largest, Math.rint(row[c] / s) + zero));
+          int q = weights[at + c] == 0 ? zero : grid.nearest(row[c] / s, zero);
           result[at + c] = (byte) q;
-          error[c] = weights[at + c] - (q - zero) * s;
+          error[c] = weights[at + c] - grid.value(q, zero) * s;
         }
         for (int j = i + 1; j < last; j++) {
           add(w[j], error, share[j - i - 1]);

@@ -9,7 +9,8 @@ import org.espalier.format.HalfFloats;
 /**
  * Scales for a matrix W [in, out] in a {@link LinearForm}, which lie as W does: [blocks, out]. Of 4 bits 16 are tried, from that
  * which clips nothing down to 17/32 of it, and the one is taken with which the squares of what rounding changes, times the
- * second moments of their inputs, are least in sum. Of 8 bits it is the largest magnitude / 127.5, as the format has it.
+ * second moments of their inputs, are least in sum. Of 8 bits it is the largest magnitude / 127.5, of floats / 448, as the format
+ * has it.
  *
  * @param block rows of W that share a scale
  * @param scales [blocks, out], positive
@@ -117,7 +118,7 @@ public record LinearScales(int block, float[] scales, byte[] zeroPoints) {
         }
         total += (float) importance[k];
       }
-      int tries = form.bits() == 8 ? 1 : LinearForm.TRIED_SCALES;
+      int tries = form.bits() == 4 ? LinearForm.TRIED_SCALES : 1;
       for (int i = 0; i < tries; i++) {
         tryShare(
             1 - i * (1 - LinearForm.LEAST_SHARE) / (LinearForm.TRIED_SCALES - 1), low, high, total);
@@ -132,7 +133,7 @@ public record LinearScales(int block, float[] scales, byte[] zeroPoints) {
       float[] zeros = new float[width];
       for (int c = 0; c < width; c++) {
         float range =
-            form.symmetric() ? Math.max(-low[c], high[c]) / steps() : (high[c] - low[c]) / steps();
+            (form.symmetric() ? Math.max(-low[c], high[c]) : high[c] - low[c]) / form.steps();
         tried[c] = Math.max(LinearForm.SMALLEST_SCALE, HalfFloats.rounded(share * range, type));
         inverse[c] = 1 / tried[c];
         if (!form.symmetric()) {
@@ -159,11 +160,6 @@ public record LinearScales(int block, float[] scales, byte[] zeroPoints) {
           zeroPoints[c] = (byte) zeros[c];
         }
       }
-    }
-
-    /** How many scales the range of a block has. */
-    private float steps() {
-      return form.bits() == 8 ? 127.5f : form.symmetric() ? 7 : 15;
     }
   }
 }
