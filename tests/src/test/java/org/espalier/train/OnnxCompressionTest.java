@@ -31,6 +31,7 @@ import java.util.stream.Collectors;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
+import org.espalier.ExactProducts;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -425,6 +426,7 @@ class OnnxCompressionTest {
         assertTrue(layer.sparsity() > 0.2, layer.toString());
       }
       double expected = c.stages().get(2).after().quality();
+      ExactProducts.assume();
       Examples.Labelled validation = points(256, 3);
       ByteBuffer bytes = c.export().toBuffer();
       OrtEnvironment environment = OrtEnvironment.getEnvironment();

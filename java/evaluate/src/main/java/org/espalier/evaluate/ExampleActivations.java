@@ -6,6 +6,7 @@ import ai.onnxruntime.OnnxTensor;
 import java.util.Collection;
 import java.util.LinkedHashMap;
 import java.util.Map;
+import java.util.Set;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -25,6 +26,11 @@ public final class ExampleActivations implements ActivationSource {
   }
 
   @Override
+  public boolean canHold() {
+    return true;
+  }
+
+  @Override
   public int count() {
     return examples.size();
   }
@@ -34,12 +40,34 @@ public final class ExampleActivations implements ActivationSource {
     return new ExampleActivations(examples.some(count), threads);
   }
 
-  @Override
-  public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
+  private static Map<String, OnnxJavaType> inputs(OnnxModel model) {
     Map<String, OnnxJavaType> inputs = new LinkedHashMap<>();
     for (ValueInfoProto input : model.inputs()) {
       inputs.put(input.getName(), OnnxRuntime.type(input));
     }
+    return inputs;
+  }
+
+  @Override
+  public Held hold(
+      OnnxModel model, Collection<String> activations, Receiver receiver, Set<String> held) {
+    Map<String, OnnxJavaType> inputs = inputs(model);
+    return HeldTensors.behind(
+        model,
+        activations,
+        receiver,
+        held,
+        threads,
+        run -> {
+          for (int i = 0; i < examples.size(); i++) {
+            run.run(examples.open(i, inputs));
+          }
+        });
+  }
+
+  @Override
+  public void run(OnnxModel model, Collection<String> activations, Receiver receiver) {
+    Map<String, OnnxJavaType> inputs = inputs(model);
     TensorActivations.run(
         model,
         activations,

@@ -128,33 +128,9 @@ public final class OnnxTextModel implements AutoCloseable {
    * @throws InputException when the model fails on the input or an output is not of floats
    */
   public void run(List<Tokens> batch, Set<String> outputs, OutputConsumer consumer) {
-    int rows = batch.size();
-    int longest = batch.stream().mapToInt(Tokens::length).max().orElseThrow();
-    long[] shape = {rows, longest};
-    Map<String, OnnxTensor> inputs = new HashMap<>();
+    Map<String, OnnxTensor> inputs = inputs(batch);
     try {
       try {
-        for (Map.Entry<String, TensorInfo> e : past.entrySet()) {
-          long[] empty = PastInput.empty(name, e.getKey(), e.getValue().getShape(), rows);
-          ByteBuffer nothing = ByteBuffer.allocateDirect(0);
-          inputs.put(
-              e.getKey(), OnnxTensor.createTensor(environment, nothing, empty, e.getValue().type));
-        }
-        if (branches) {
-          inputs.put(PastInput.BRANCH, OnnxTensor.createTensor(environment, new boolean[] {false}));
-        }
-        for (String input : session.getInputNames()) {
-          if (inputs.containsKey(input)) {
-            continue;
-          }
-          long[] values = new long[rows * longest];
-          for (int r = 0; r < rows; r++) {
-            long[] own = batch.get(r).of(TextInput.of(input));
-            System.arraycopy(own, 0, values, r * longest, own.length);
-          }
-          LongBuffer data = LongBuffer.wrap(values);
-          inputs.put(input, OnnxTensor.createTensor(environment, data, shape));
-        }
         try (OrtSession.Result result = session.run(inputs, outputs)) {
           for (Map.Entry<String, OnnxValue> e : result) {
             FloatBuffer values = OnnxRuntime.floats(e.getValue());
@@ -175,7 +151,55 @@ public final class OnnxTextModel implements AutoCloseable {
       }
     } catch (OrtException e) {
       throw new InputException(
-          name + ": ONNX Runtime failed on a batch of " + rows + " texts: " + e.getMessage(), e);
+          name
+              + ": ONNX Runtime failed on a batch of "
+              + batch.size()
+              + " texts: "
+              + e.getMessage(),
+          e);
+    }
+  }
+
+  OrtSession session() {
+    return session;
+  }
+
+  /**
+   * What the model is fed for texts as one padded batch.
+   *
+   * @return to be closed, each
+   */
+  Map<String, OnnxTensor> inputs(List<Tokens> batch) {
+    int rows = batch.size();
+    int longest = batch.stream().mapToInt(Tokens::length).max().orElseThrow();
+    Map<String, OnnxTensor> inputs = new HashMap<>();
+    try {
+      for (Map.Entry<String, TensorInfo> e : past.entrySet()) {
+        long[] empty = PastInput.empty(name, e.getKey(), e.getValue().getShape(), rows);
+        ByteBuffer nothing = ByteBuffer.allocateDirect(0);
+        inputs.put(
+            e.getKey(), OnnxTensor.createTensor(environment, nothing, empty, e.getValue().type));
+      }
+      if (branches) {
+        inputs.put(PastInput.BRANCH, OnnxTensor.createTensor(environment, new boolean[] {false}));
+      }
+      for (String input : session.getInputNames()) {
+        if (inputs.containsKey(input)) {
+          continue;
+        }
+        long[] values = new long[rows * longest];
+        for (int r = 0; r < rows; r++) {
+          long[] own = batch.get(r).of(TextInput.of(input));
+          System.arraycopy(own, 0, values, r * longest, own.length);
+        }
+        LongBuffer data = LongBuffer.wrap(values);
+        inputs.put(input, OnnxTensor.createTensor(environment, data, new long[] {rows, longest}));
+      }
+      return inputs;
+    } catch (OrtException e) {
+      inputs.values().forEach(OnnxTensor::close);
+      throw new InputException(
+          name + ": ONNX Runtime does not take a batch of texts: " + e.getMessage(), e);
     }
   }
 

@@ -6,6 +6,7 @@ import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
 import java.nio.FloatBuffer;
 import java.util.Collection;
+import java.util.HashMap;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
@@ -35,6 +36,11 @@ public final class TensorActivations implements ActivationSource {
   }
 
   @Override
+  public boolean canHold() {
+    return true;
+  }
+
+  @Override
   public int count() {
     return examples.size();
   }
@@ -56,6 +62,38 @@ public final class TensorActivations implements ActivationSource {
             fed.run(inputs);
           }
         });
+  }
+
+  @Override
+  public Held hold(
+      OnnxModel model, Collection<String> activations, Receiver receiver, Set<String> held) {
+    return HeldTensors.behind(
+        model,
+        activations,
+        receiver,
+        held,
+        threads,
+        run -> {
+          for (Map<String, OnnxTensor> inputs : examples) {
+            run.run(copies(inputs));
+          }
+        });
+  }
+
+  private static Map<String, OnnxTensor> copies(Map<String, OnnxTensor> tensors)
+      throws OrtException {
+    Map<String, OnnxTensor> copies = new HashMap<>();
+    for (Map.Entry<String, OnnxTensor> e : tensors.entrySet()) {
+      OnnxTensor tensor = e.getValue();
+      copies.put(
+          e.getKey(),
+          OnnxTensor.createTensor(
+              OnnxRuntime.environment(),
+              tensor.getByteBuffer(),
+              tensor.getInfo().getShape(),
+              tensor.getInfo().type));
+    }
+    return copies;
   }
 
   /** Runs a model on the inputs of one example. */
@@ -92,7 +130,9 @@ public final class TensorActivations implements ActivationSource {
             if (computed.isEmpty()) {
               return;
             }
-            try (OrtSession.Result result = loaded.session().run(inputs, computed)) {
+            Map<String, OnnxTensor> read = new HashMap<>(inputs);
+            read.keySet().retainAll(loaded.session().getInputNames());
+            try (OrtSession.Result result = loaded.session().run(read, computed)) {
               for (Map.Entry<String, OnnxValue> e : result) {
                 receive(model, e.getKey(), e.getValue(), receiver);
               }
@@ -104,8 +144,7 @@ public final class TensorActivations implements ActivationSource {
     }
   }
 
-  private static void receive(
-      OnnxModel model, String activation, OnnxValue value, Receiver receiver) {
+  static void receive(OnnxModel model, String activation, OnnxValue value, Receiver receiver) {
     FloatBuffer values = OnnxRuntime.floats(value);
     if (values == null) {
       throw new InputException(model.name() + ": the activation " + activation + " is not float32");

@@ -1,6 +1,5 @@
 package org.espalier.evaluate;
 
-import java.nio.file.Path;
 import java.util.Collection;
 import java.util.List;
 import java.util.Set;
@@ -40,6 +39,11 @@ public final class TextActivations implements ActivationSource {
   }
 
   @Override
+  public boolean canHold() {
+    return true;
+  }
+
+  @Override
   public int count() {
     return texts.size();
   }
@@ -66,6 +70,26 @@ public final class TextActivations implements ActivationSource {
       for (Tokens text : texts) {
         session.run(List.of(text), fetched, receiver::accept);
       }
+    }
+  }
+
+  @Override
+  public Held hold(
+      OnnxModel model, Collection<String> activations, Receiver receiver, Set<String> held) {
+    OnnxModel giving = HeldTensors.giving(model, activations, held);
+    try (OnnxTextModel loaded = new OnnxTextModel(giving, threads)) {
+      return HeldTensors.behind(
+          model,
+          loaded.session(),
+          activations,
+          receiver,
+          held,
+          threads,
+          run -> {
+            for (Tokens text : texts) {
+              run.run(loaded.inputs(List.of(text)));
+            }
+          });
     }
   }
 }

@@ -28,6 +28,7 @@ import java.util.Map;
 import java.util.Random;
 import java.util.stream.IntStream;
 import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.espalier.ExactProducts;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
@@ -111,6 +112,7 @@ class Int8LearningTest {
   }
 
   private static float[] run(OnnxModel model, OnnxTensor input) throws OrtException {
+    ExactProducts.assume();
     try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
       options.setOptimizationLevel(OrtSession.SessionOptions.OptLevel.NO_OPT);
       try (OrtSession session = ENVIRONMENT.createSession(model.toBuffer(), options);

@@ -1,8 +1,10 @@
 package org.espalier.compress.onnx;
 
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.nio.FloatBuffer;
 import java.util.Collection;
 import java.util.List;
+import java.util.Set;
 import java.util.stream.IntStream;
 import org.espalier.format.ComputedList;
 import org.espalier.format.onnx.OnnxModel;
@@ -25,6 +27,38 @@ public interface ActivationSource {
    * @throws org.espalier.InputException when the model cannot be run
    */
   void run(OnnxModel model, Collection<String> activations, Receiver receiver);
+
+  /** Whether this source can {@link #hold}. */
+  default boolean canHold() {
+    return false;
+  }
+
+  /**
+   * Does the same, and goes on with what the model gave.
+   *
+   * @param held values of its main graph, and inputs, of any type
+   * @return a source whose examples are these values, for models that read them
+   * @throws org.espalier.InputException when the model cannot be run
+   * @throws UnsupportedOperationException where this source cannot
+   */
+  default Held hold(
+      OnnxModel model, Collection<String> activations, Receiver receiver, Set<String> held) {
+    throw new UnsupportedOperationException();
+  }
+
+  /** Examples behind a model. To be closed; one that is asked to {@link #hold} gives its values away and is closed by that. */
+  interface Held extends ActivationSource, AutoCloseable {
+    @Override
+    default boolean canHold() {
+      return true;
+    }
+
+    /** The values that each example has, with their types and what is equal in all shapes. */
+    List<ValueInfoProto> values();
+
+    @Override
+    void close();
+  }
 
   /** How many examples there are; 0 where that is not known. */
   default int count() {

@@ -104,6 +104,7 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
   private record Fitted(BlockWeights weights, double[] meanError) {}
 
   private final Options options;
+  private final long segment;
   private final List<ProductSite> sites;
 
   /** The look-ups in the weights of products. */
@@ -126,8 +127,18 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
    * @throws InputException if its operators are too old, or there is nothing to quantize
    */
   public BlockQuantizer(OnnxModel model, Options options) {
+    this(model, options, ModelSegments.BYTES);
+  }
+
+  /**
+   * The same.
+   *
+   * @param segment bytes of the weights that calibration has in the runtime at once
+   */
+  BlockQuantizer(OnnxModel model, Options options, long segment) {
     super(model, OPSET);
     this.options = options;
+    this.segment = segment;
     RuntimeForm.apply(model, true);
     sites = ProductSite.find(model, options.include(), skipped);
     for (ProductSite s : sites) {
@@ -209,24 +220,42 @@ public final class BlockQuantizer extends OnnxQuantizer implements WeightQuantiz
   private void calibrate(ActivationSource source, List<ProductSite> some) {
     List<ProductSite> seen =
         some.stream().filter(s -> s.isSeen() && !s.products.isEmpty()).toList();
-    int done = 0;
+    // What is in branches is seen where these are, so such a model runs as a whole.
+    List<ModelSegments.Segment> segments =
+        seen.stream().anyMatch(s -> s.inner)
+            ? ModelSegments.whole(model)
+            : ModelSegments.of(
+                model,
+                seen.stream()
+                    .flatMap(s -> s.products.stream())
+                    .map(p -> p.value)
+                    .collect(Collectors.toSet()),
+                segment);
+    int[] done = {0};
     try {
-      for (List<ProductSite> part :
-          ActivationStatistics.parts(
-              seen, s -> ActivationStatistics.bytesOfRounding(s.channels, options.bits()))) {
-        Map<ProductSite, ActivationStatistics> statistics =
-            new ToldActivations(source, progress).statistics(model, part, options.bits());
-        for (ProductSite s : part) {
-          progress.at(Phase.FIT, done++, seen.size());
-          ActivationStatistics x = statistics.remove(s);
-          if (x != null) {
-            fit(s, x);
-          }
-        }
-      }
+      new SegmentedStatistics(model, segments, options.bits())
+          .see(
+              source,
+              progress,
+              part -> madeBy(part, seen),
+              (part, sites, statistics) -> {
+                for (ProductSite s : sites) {
+                  progress.at(Phase.FIT, done[0]++, seen.size());
+                  ActivationStatistics x = statistics.remove(s);
+                  if (x != null) {
+                    fit(s, x);
+                  }
+                }
+              });
     } catch (InputException e) {
       throw FiniteConstants.explained(model, e);
     }
+  }
+
+  /** The sites whose first product is in a part of the model. */
+  private static List<ProductSite> madeBy(OnnxModel part, List<ProductSite> sites) {
+    Set<String> made = part.allProducers().keySet();
+    return sites.stream().filter(s -> made.contains(s.products.get(0).output)).toList();
   }
 
   private void fit(ProductSite s, ActivationStatistics x) {

@@ -12,7 +12,6 @@ import org.espalier.compress.LinearForm;
 import org.espalier.compress.Progress;
 import org.espalier.compress.Progress.Phase;
 import org.espalier.compress.onnx.ProductSite.Product;
-import org.espalier.compress.onnx.fitting.ActivationStatistics;
 import org.espalier.compress.onnx.fitting.CompensatedRounding;
 import org.espalier.compress.onnx.fitting.LinearScales;
 import org.espalier.format.onnx.HalfPrecision;
@@ -22,62 +21,72 @@ import org.espalier.format.safetensors.SafetensorsDtype;
 /**
  * Fits the weights of a checkpoint's linear layers on a graph that computes with them: scales with which the channels of
  * largest activations lose least ({@link LinearScales}), and integers that make good for one another ({@link
- * CompensatedRounding}). What a product reads is seen in the model as it was, before any weight is rounded.
+ * CompensatedRounding}). What a product reads is seen in the model as it was, before any weight is rounded. The weights of one
+ * segment at a time are widened.
  */
 public final class CalibratedLinears implements LinearFitting {
   private final OnnxModel model;
   private final ActivationSource source;
   private final Progress progress;
+  private final long segment;
 
   /**
-   * @param model whose constants are called as the checkpoint's tensors are; it computes in float32 afterwards
-   * @param source runs examples, several times where the statistics of all activations would take more than a quarter of
-   *     this JVM's heap
+   * @param model whose constants are called as the checkpoint's tensors are; it is not changed
+   * @param source runs examples, and {@linkplain ActivationSource#hold goes on} with what a segment of the model gave
    */
   public CalibratedLinears(OnnxModel model, ActivationSource source, Progress progress) {
+    this(model, source, progress, ModelSegments.BYTES);
+  }
+
+  CalibratedLinears(OnnxModel model, ActivationSource source, Progress progress, long segment) {
     this.model = model;
     this.source = source;
     this.progress = progress;
+    this.segment = segment;
   }
 
   @Override
   public void fit(
       LinearForm form, Map<String, SafetensorsDtype> weights, Consumer<Fitted> receiver) {
-    HalfPrecision.widen(model);
-    RuntimeForm.turnMatrices(model);
-    List<ProductSite> sites =
-        ProductSite.find(model, w -> weights.containsKey(w.name()), new LinkedHashMap<>()).stream()
-            .filter(site -> !site.inner)
-            .toList();
     Set<String> done = new HashSet<>();
-    int seen = 0;
-    for (List<ProductSite> part :
-        ActivationStatistics.parts(
-            sites, site -> ActivationStatistics.bytesOfRounding(site.channels, form.bits()))) {
-      Map<ProductSite, ActivationStatistics> statistics =
-          new ToldActivations(source, progress).statistics(model, part, form.bits());
-      for (ProductSite site : part) {
-        progress.at(Phase.FIT, seen++, sites.size());
-        double[][] moments = statistics.remove(site).moments(false);
-        CompensatedRounding rounding = new CompensatedRounding(moments);
-        double[] importance = new double[site.channels];
-        Arrays.setAll(importance, k -> moments[k][moments[k].length - 1]);
-        for (Product p : site.products) {
-          if (done.add(p.name)) {
-            receiver.accept(fit(p, form, weights.get(p.name), rounding, importance));
-          }
-        }
-      }
-    }
+    new SegmentedStatistics(model, ModelSegments.of(model, weights.keySet(), segment), form.bits())
+        .see(
+            source,
+            progress,
+            part -> sites(part, weights.keySet()),
+            (part, sites, statistics) -> {
+              for (ProductSite site : sites) {
+                double[][] moments = statistics.remove(site).moments(false);
+                CompensatedRounding rounding = new CompensatedRounding(moments);
+                double[] importance = new double[site.channels];
+                Arrays.setAll(importance, k -> moments[k][moments[k].length - 1]);
+                for (Product p : site.products) {
+                  if (done.add(p.name)) {
+                    progress.at(Phase.FIT, done.size(), weights.size());
+                    SafetensorsDtype type = weights.get(p.name);
+                    receiver.accept(fit(part, p, form, type, rounding, importance));
+                  }
+                }
+              }
+            });
   }
 
-  private Fitted fit(
+  private static List<ProductSite> sites(OnnxModel part, Set<String> weights) {
+    HalfPrecision.widen(part);
+    RuntimeForm.turnMatrices(part);
+    return ProductSite.find(part, w -> weights.contains(w.name()), new LinkedHashMap<>()).stream()
+        .filter(site -> !site.inner)
+        .toList();
+  }
+
+  private static Fitted fit(
+      OnnxModel part,
       Product p,
       LinearForm form,
       SafetensorsDtype type,
       CompensatedRounding rounding,
       double[] importance) {
-    float[] w = p.matrix(model);
+    float[] w = p.matrix(part);
     LinearScales found = LinearScales.find(form, type.computable(), w, p.columns, importance);
     byte[] integers =
         rounding.round(

@@ -610,6 +610,40 @@ public final class OnnxModel {
   }
 
   /**
+   * A copy that gives other values of the main graph, of any type, in place of its own.
+   *
+   * @param values those that are inputs are left out; where these are all, the copy gives what it gave
+   */
+  public OnnxModel giving(Collection<String> values) {
+    OnnxModel copy = copy();
+    Set<String> others = new LinkedHashSet<>(values);
+    inputs().forEach(v -> others.remove(v.getName()));
+    if (!others.isEmpty()) {
+      copy.graph.clearOutput();
+      others.forEach(v -> copy.graph.addOutput(ValueInfoProto.newBuilder().setName(v)));
+    }
+    return copy;
+  }
+
+  /**
+   * A model of some nodes of the main graph and the constants that they read, which gives what the last makes.
+   *
+   * @param some at least one, in topological order
+   * @param inputs with all that they read that is no constant and that none of them makes
+   */
+  public OnnxModel part(List<NodeProto> some, List<ValueInfoProto> inputs) {
+    OnnxModel part = copy();
+    part.constantInitializers();
+    part.graph.clearInput().addAllInput(inputs).clearOutput().clearValueInfo();
+    some.get(some.size() - 1).getOutputList().stream()
+        .filter(v -> !v.isEmpty())
+        .forEach(v -> part.graph.addOutputBuilder().setName(v));
+    part.setNodes(some);
+    part.removeUnusedInitializers();
+    return part;
+  }
+
+  /**
    * A copy whose inputs leave their first dimension open where they fix it at 1: what exporters write who were
    * shown one example. Whether the nodes take more is for who runs them to find out.
    */
