@@ -7,6 +7,7 @@ import org.espalier.backend.CpuThreads;
 import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.evaluate.FidelityEvaluator;
+import org.espalier.evaluate.MeasuredModel;
 import org.espalier.evaluate.Pooling;
 import org.espalier.evaluate.TextActivations;
 import org.espalier.evaluate.TextTokenizer;
@@ -44,7 +45,7 @@ public final class Compressing {
       onnx.write(target, model);
       var fidelity =
           new FidelityEvaluator(tokenizer, Pooling.MEAN)
-              .evaluate(model, target, others, Progress.NONE);
+              .evaluate(MeasuredModel.of(model), MeasuredModel.of(target), others, Progress.NONE);
       System.out.printf(Locale.ROOT, "calibrated: %s%n", fidelity.toMap());
     }
   }

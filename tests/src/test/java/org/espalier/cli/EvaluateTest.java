@@ -45,7 +45,7 @@ class EvaluateTest {
     refused("both m-tokenizer.json and tokenizer.json", onnx, onnx, "--texts", texts);
     refused("--max-tokens", onnx, onnx, "--texts", few, "--max-tokens", "2");
     refused("--pooling", onnx, onnx, "--texts", texts, "--pooling", "max");
-    refused("not an .onnx model", onnx, folder, "--texts", texts);
+    refused("evaluate is for .onnx models and folders", onnx, folder, "--texts", texts);
   }
 
   /** What has no end, or less of one than there is memory, is refused before memory is full. */

@@ -330,28 +330,6 @@ class ExportTest {
     refused("the folder", checkpoint, "-o", folder.resolve("none").resolve("out.onnx"));
     Files.createDirectory(folder.resolve("out-tokenizer.json"));
     refused("out-tokenizer.json: it is a directory", checkpoint, "-o", out);
-    Run.refused(
-        folder,
-        new String[] {"evaluate runs ONNX models, and 'espalier export' makes one of it"},
-        "evaluate",
-        checkpoint,
-        onnx,
-        "--texts",
-        texts);
-    Path recipe = folder.resolve("recipe.yaml");
-    Files.writeString(
-        recipe,
-        """
-        model: {file: checkpoint}
-        data: {texts: texts.txt}
-        stages: [{kind: quantize, steps: 1}]
-        """);
-    Run.refused(
-        folder,
-        new String[] {"is a folder; 'espalier export checkpoint -o model.onnx' makes"},
-        "recipe",
-        "check",
-        recipe);
     Path int4 = folder.resolve("int4");
     Run.refused(
         folder,

@@ -179,7 +179,9 @@ class OnlineTextsTest {
     "mean,17,false,''",
     "mean,11,false,', hidden: [8]'",
     "cls,17,false,''",
-    "cls,17,true,''"
+    "cls,17,true,''",
+    "last,17,false,''",
+    "last,9,false,''"
   })
   void servesTextsAndIsOneGraphInOnnxRuntime(
       String pooling, int opset, boolean pooled, String hidden) throws Exception {

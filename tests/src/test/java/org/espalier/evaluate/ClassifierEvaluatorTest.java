@@ -31,7 +31,11 @@ class ClassifierEvaluatorTest {
                 })
             .toList();
     List<long[]> labels = texts.stream().map(Tokens::types).toList();
-    try (ModelPair pair = new ModelPair(tagger(3), tagger(4), ExampleTensors.ofTexts(texts))) {
+    try (ModelPair pair =
+        new ModelPair(
+            MeasuredModel.of(tagger(3)),
+            MeasuredModel.of(tagger(4)),
+            ExampleTensors.ofTexts(texts))) {
       return ClassifierEvaluator.evaluate(pair, labels, List.of(), (phase, done, all) -> {})
           .changed()
           .size();

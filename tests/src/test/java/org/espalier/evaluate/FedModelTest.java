@@ -38,7 +38,7 @@ class FedModelTest {
                       ExampleTensors.ONLY_INPUT,
                       new ExampleTensors.Value(values, new long[] {rows, 8}, OnnxJavaType.FLOAT));
                 }));
-    try (FedModel fed = new FedModel(new RuntimeModel(model), examples)) {
+    try (FedModel fed = new FedModel(new RuntimeModel(MeasuredModel.of(model)), examples)) {
       for (int example : order) {
         fed.open(example);
       }
@@ -59,8 +59,8 @@ class FedModelTest {
     AtomicInteger prepared = new AtomicInteger();
     Savings savings =
         Savings.measure(
-            model(),
-            model(),
+            MeasuredModel.of(model()),
+            MeasuredModel.of(model()),
             2,
             i -> {
               prepared.incrementAndGet();

@@ -67,7 +67,7 @@ class MiniLmFidelityTest {
       model.write(small);
       Fidelity f =
           new FidelityEvaluator(tokenizer, Pooling.MEAN)
-              .evaluate(original, small, held, Progress.NONE);
+              .evaluate(MeasuredModel.of(original), MeasuredModel.of(small), held, Progress.NONE);
       Map<String, Object> report = f.toMap();
       assertEquals(100, f.texts());
       // An eighth of the calibration that the command uses; without any it is 0.993.
@@ -95,7 +95,7 @@ class MiniLmFidelityTest {
       model.write(small);
       Fidelity f =
           new FidelityEvaluator(tokenizer, Pooling.MEAN)
-              .evaluate(original, small, held, Progress.NONE);
+              .evaluate(MeasuredModel.of(original), MeasuredModel.of(small), held, Progress.NONE);
       Map<String, Object> report = f.toMap();
       // 0.998 with the examples that the command uses; without fitting it is 0.992.
       assertTrue(f.cosineMean() >= 0.996 && f.cosineMean() < 0.99999, report.toString());
@@ -111,7 +111,11 @@ class MiniLmFidelityTest {
     try (TextTokenizer tokenizer = new TextTokenizer(tokenizerFile, 256)) {
       Fidelity f =
           new FidelityEvaluator(tokenizer, Pooling.CLS)
-              .evaluate(original, original, held.subList(0, 12), Progress.NONE);
+              .evaluate(
+                  MeasuredModel.of(original),
+                  MeasuredModel.of(original),
+                  held.subList(0, 12),
+                  Progress.NONE);
       assertEquals(1, f.cosineMin(), 1e-9);
       assertEquals(1, f.neighbourAgreement());
       assertEquals(1, f.savings().sizeRatio());

@@ -60,7 +60,8 @@ class TensorEvaluatorTest {
 
   private static TensorFidelity evaluate(Path reference, Path candidate, Path file, int count) {
     ExampleTensors source = ExampleFile.read(file, OnnxModel.read(reference), count);
-    try (ModelPair pair = new ModelPair(reference, candidate, source)) {
+    try (ModelPair pair =
+        new ModelPair(MeasuredModel.of(reference), MeasuredModel.of(candidate), source)) {
       return TensorEvaluator.evaluate(pair, Progress.NONE);
     }
   }
@@ -70,7 +71,8 @@ class TensorEvaluatorTest {
     List<String> told = new ArrayList<>();
     Progress progress = (phase, done, total) -> told.add(phase + " " + done + " of " + total);
     ExampleTensors source = ExampleFile.read(examples, OnnxModel.read(reference), 3);
-    try (ModelPair pair = new ModelPair(reference, reference, source)) {
+    try (ModelPair pair =
+        new ModelPair(MeasuredModel.of(reference), MeasuredModel.of(reference), source)) {
       TensorEvaluator.evaluate(pair, progress);
       assertEquals(List.of("EVALUATE 0 of 3", "EVALUATE 1 of 3", "EVALUATE 2 of 3"), told);
       told.clear();

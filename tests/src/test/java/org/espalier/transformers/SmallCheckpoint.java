@@ -94,6 +94,29 @@ public final class SmallCheckpoint {
     model.weights().write(folder, model.config());
   }
 
+  /** Writes a model of the kind of ModernBERT that fills in {@code SmallLanguage}'s words. */
+  public static void writeFillingModel(Path folder) throws IOException {
+    SmallModernBert model = new SmallModernBert("model.", "");
+    model.with(
+        "ModernBertForMaskedLM",
+        w -> {
+          model.addHead(w);
+          w.add("decoder.bias", 0, 0.3, SmallEncoder.WORDS);
+        },
+        (w, x) -> x);
+    model.weights().write(folder, model.config());
+  }
+
+  /** Writes a model of the kind of BERT that tags {@code SmallLanguage}'s words. */
+  public static void writeTagger(Path folder) throws IOException {
+    SmallEncoder model = new SmallEncoder("bert", "bert.");
+    model.with(
+        "BertForTokenClassification",
+        w -> w.linear("classifier", SmallEncoder.HIDDEN, SmallEncoder.LABELS, true),
+        (w, x) -> x);
+    model.weights().write(folder, model.config());
+  }
+
   /** Writes an image encoder that classifies images of 25 pixels to a side. */
   public static void writeImageModel(Path folder) throws IOException {
     SmallVision model = new SmallVision("vit.", true);

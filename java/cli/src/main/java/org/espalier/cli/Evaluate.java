@@ -5,6 +5,7 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.EnumSet;
+import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
@@ -22,6 +23,7 @@ import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.evaluate.LanguageModelEvaluator;
 import org.espalier.evaluate.LanguageModelFidelity;
 import org.espalier.evaluate.Measure;
+import org.espalier.evaluate.MeasuredModel;
 import org.espalier.evaluate.ModelPair;
 import org.espalier.evaluate.Pooling;
 import org.espalier.evaluate.Requirement;
@@ -31,6 +33,7 @@ import org.espalier.evaluate.TensorEvaluator;
 import org.espalier.evaluate.TensorFidelity;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.evaluate.TextTokenizer.Tokens;
+import org.espalier.evaluate.TokenFidelity;
 import org.espalier.format.Quantity;
 import org.espalier.format.onnx.Float16Graph;
 import org.espalier.format.onnx.OnnxModel;
@@ -52,11 +55,13 @@ import picocli.CommandLine.Parameters;
 @Command(
     name = "evaluate",
     description = {
-      "Says how closely CANDIDATE follows REFERENCE, and what it saves. Both are ONNX models and"
-          + " run in ONNX Runtime on one thread: text models embed each line of TEXTS, models of"
-          + " any other kind take the tensors of EXAMPLES, and each of their outputs is compared; a"
-          + " tensor labels there says how right the first one is. Causal language models predict"
-          + " each token of TEXTS from those before it.",
+      "Says how closely CANDIDATE follows REFERENCE, and what it saves. Both are ONNX models, or"
+          + " folders of safetensors that 'export' takes, and run in ONNX Runtime on one thread:"
+          + " text models embed each line of TEXTS, models of any other kind take the tensors of"
+          + " EXAMPLES, and each of their outputs is compared; a tensor labels there says how right"
+          + " the first one is. Causal language models predict each token of TEXTS from those"
+          + " before it. Of others that give logits for each token, as those that fill in words,"
+          + " what they say of each token is compared. Which one is causal shows when it runs.",
       "",
       "For texts, the batch line compares the candidate with itself: a text alone and the same text"
           + " in a padded batch of 32. Dynamic int8 chooses its steps from the whole batch, so its"
@@ -69,6 +74,7 @@ import picocli.CommandLine.Parameters;
       "    --tokenizer tokenizer.json",
       "  espalier evaluate bge-small.onnx bge-small-int8.onnx --texts sentences.txt \\",
       "    --pooling cls --json",
+      "  espalier evaluate checkpoint/ model-int4.onnx --texts texts.txt",
       "  espalier evaluate resnet.onnx resnet-int8.onnx --examples photos/test",
       "  espalier evaluate clf.onnx clf-int8.onnx --examples test.jsonl --classes ham,spam",
       "  espalier evaluate ner.onnx ner-int8.onnx --examples test.conll --classes O,B-PER,I-PER",
@@ -85,10 +91,13 @@ final class Evaluate implements Callable<Integer> {
 
   @Mixin private CommonOptions common;
 
-  @Parameters(index = "0", paramLabel = "REFERENCE", description = "The original ONNX model.")
+  @Parameters(
+      index = "0",
+      paramLabel = "REFERENCE",
+      description = "The original: ONNX, or a folder of safetensors with its config.json.")
   private String reference;
 
-  @Parameters(index = "1", paramLabel = "CANDIDATE", description = "The ONNX model to judge.")
+  @Parameters(index = "1", paramLabel = "CANDIDATE", description = "The model to judge, the same.")
   private String candidate;
 
   /** What both models run on. */
@@ -127,8 +136,8 @@ final class Evaluate implements Callable<Integer> {
           "What the first output says, as data.task in a recipe: how right both models are is"
               + " measured by it. classification, regression: the labels of EXAMPLES."
               + " causal-lm: the next token of TEXTS. none: nothing; texts are embedded. auto: by"
-              + " labels where they fit, causal-lm where the first output is called logits and has"
-              + " three dimensions. Default: ${DEFAULT-VALUE}.")
+              + " labels where they fit, causal-lm where the first output is called logits, has"
+              + " three dimensions and does not look ahead. Default: ${DEFAULT-VALUE}.")
   private Task task;
 
   @Option(
@@ -169,11 +178,11 @@ final class Evaluate implements Callable<Integer> {
 
   @Option(
       names = "--pooling",
-      paramLabel = "mean|cls",
-      defaultValue = "mean",
+      paramLabel = "mean|cls|last",
       description =
-          "How token vectors become one: their mean over the attention mask, or the first one"
-              + " (BGE). Default: ${DEFAULT-VALUE}.")
+          "How token vectors become one: their mean over the attention mask, the first one (BGE),"
+              + " or the last one (Qwen3-Embedding). Default: as the modules.json of"
+              + " sentence-transformers beside REFERENCE says, STEM-modules.json too; else mean.")
   private Pooling pooling;
 
   @Option(
@@ -196,15 +205,22 @@ final class Evaluate implements Callable<Integer> {
   @Override
   public Integer call() {
     List<Requirement> required = require.stream().map(Requirement::of).toList();
-    ModelSource original = onnx(reference);
-    ModelSource judged = onnx(candidate);
+    ModelSource original = ModelSource.find(reference, common::note).asOnnx("evaluate");
+    ModelSource judged = ModelSource.find(candidate, common::note).asOnnx("evaluate");
+    MeasuredModel model = judged.measured(common::note);
+    boolean half = Float16Graph.isOne(model.graph());
     if (roundFloat16) {
-      try (RoundedModel rounded = RoundedModel.of(judged)) {
-        return compare(original, rounded.source(), required);
+      if (!half) {
+        throw new InputException(
+            "--round-float16 is for models that compute in 16 bits; "
+                + judged.given()
+                + " does not");
       }
+      model = MeasuredModel.of(Float16Graph.rounding(model.graph()));
     }
-    int code = compare(original, judged, required);
-    if (Float16Graph.isOne(OnnxModel.read(judged.path()))) {
+    Models models = new Models(original, original.measured(common::note), judged, model);
+    int code = compare(models, required);
+    if (half && !roundFloat16) {
       common.note(
           judged.given()
               + " computes in 16 bits, which ONNX Runtime does in 32 on a CPU: what a GPU rounds"
@@ -213,15 +229,17 @@ final class Evaluate implements Callable<Integer> {
     return code;
   }
 
-  private int compare(ModelSource original, ModelSource judged, List<Requirement> required) {
+  /** The two, as they were named and as they are measured. */
+  private record Models(
+      ModelSource original, MeasuredModel reference, ModelSource judged, MeasuredModel candidate) {}
+
+  private int compare(Models models, List<Requirement> required) {
     Map<String, Object> values =
-        data.examples == null
-            ? compareTexts(original, judged, required)
-            : compareTensors(original, judged, required);
+        data.examples == null ? compareTexts(models, required) : compareTensors(models, required);
     List<Verdict> verdicts = verdicts(required, values);
     if (common.json()) {
       ObjectNode json = JsonNodeFactory.instance.objectNode();
-      json.put("reference", original.given()).put("candidate", judged.given());
+      json.put("reference", models.original.given()).put("candidate", models.judged.given());
       if (!verdicts.isEmpty()) {
         values.put("requirements", verdicts.stream().map(Verdict::toMap).toList());
       }
@@ -267,8 +285,8 @@ final class Evaluate implements Callable<Integer> {
     required.forEach(requirement -> requirement.requireAmong(measured));
   }
 
-  private Map<String, Object> compareTensors(
-      ModelSource original, ModelSource judged, List<Requirement> required) {
+  private Map<String, Object> compareTensors(Models models, List<Requirement> required) {
+    ModelSource original = models.original;
     Set<Measure> measured = EnumSet.copyOf(Measure.OF_TENSORS);
     if (task != Task.NONE) {
       measured.addAll(Measure.BY_LABELS);
@@ -282,7 +300,7 @@ final class Evaluate implements Callable<Integer> {
     Map<String, Object> byLabels;
     Savings savings;
     try (Progress progress = new Progress(common.err(), "evaluating")) {
-      OnnxModel model = OnnxModel.read(original.path());
+      OnnxModel model = models.reference.graph();
       RandomDraws.of(model).ifPresent(common::note);
       LineExamples lines = LineExamples.areIn(file) ? lines(file, original, model) : null;
       if (lines == null && !classes.isEmpty()) {
@@ -296,7 +314,7 @@ final class Evaluate implements Callable<Integer> {
               : tokens != null
                   ? ExampleTensors.ofTexts(tokens)
                   : lines.fed(model, () -> images.open(original, common::note), progress::update);
-      try (ModelPair pair = new ModelPair(original.path(), judged.path(), examples)) {
+      try (ModelPair pair = new ModelPair(models.reference, models.candidate, examples)) {
         fidelity = TensorEvaluator.evaluate(pair, progress::update);
         byLabels = compareLabels(pair, model, file, lines, tokens, progress);
         savings = pair.savings(progress::update);
@@ -379,24 +397,35 @@ final class Evaluate implements Callable<Integer> {
     return Map.of();
   }
 
-  private Map<String, Object> compareTexts(
-      ModelSource original, ModelSource judged, List<Requirement> required) {
+  private Map<String, Object> compareTexts(Models models, List<Requirement> required) {
     if (task == Task.CLASSIFICATION || task == Task.REGRESSION) {
       throw new InputException("--task " + task + " takes --examples with labels");
     }
     List<String> lines = FidelityEvaluator.readTexts(ModelSource.path(data.texts));
-    if (task == Task.CAUSAL_LM
-        || task == Task.AUTO && LanguageModelEvaluator.isOne(OnnxModel.read(original.path()))) {
-      check(required, Measure.OF_LANGUAGE_MODELS);
-      return compareLanguageModels(original, judged, lines);
+    boolean words =
+        task == Task.CAUSAL_LM
+            || task == Task.AUTO && LanguageModelEvaluator.isOne(models.reference.graph());
+    try (TextTokenizer open = tokenizer.open(models.original, common::note)) {
+      if (!words) {
+        check(required, Measure.OF_EMBEDDINGS);
+        return compareEmbeddings(open, models, lines);
+      }
+      if (task == Task.CAUSAL_LM
+          || LanguageModelEvaluator.isCausal(open, models.reference, lines)) {
+        check(required, Measure.OF_LANGUAGE_MODELS);
+        return compareLanguageModels(open, models, lines);
+      }
+      check(required, Measure.OF_TOKENS);
+      return compareTokens(open, models, lines);
     }
-    check(required, Measure.OF_EMBEDDINGS);
+  }
+
+  private Map<String, Object> compareEmbeddings(
+      TextTokenizer open, Models models, List<String> lines) {
+    FidelityEvaluator evaluator = new FidelityEvaluator(open, pooling(models));
     Fidelity fidelity;
-    try (TextTokenizer open = tokenizer.open(original, common::note);
-        Progress progress = new Progress(common.err(), "evaluating")) {
-      fidelity =
-          new FidelityEvaluator(open, pooling)
-              .evaluate(original.path(), judged.path(), lines, progress::update);
+    try (Progress progress = new Progress(common.err(), "evaluating")) {
+      fidelity = evaluator.evaluate(models.reference, models.candidate, lines, progress::update);
     }
     if (!common.json()) {
       print(fidelity);
@@ -405,13 +434,12 @@ final class Evaluate implements Callable<Integer> {
   }
 
   private Map<String, Object> compareLanguageModels(
-      ModelSource original, ModelSource judged, List<String> lines) {
+      TextTokenizer open, Models models, List<String> lines) {
     LanguageModelFidelity fidelity;
-    try (TextTokenizer open = tokenizer.open(original, common::note);
-        Progress progress = new Progress(common.err(), "evaluating")) {
+    try (Progress progress = new Progress(common.err(), "evaluating")) {
       fidelity =
           LanguageModelEvaluator.evaluate(
-              open, original.path(), judged.path(), lines, progress::update);
+              open, models.reference, models.candidate, lines, progress::update);
     }
     if (!common.json()) {
       print(fidelity);
@@ -419,15 +447,44 @@ final class Evaluate implements Callable<Integer> {
     return fidelity.toMap();
   }
 
-  private ModelSource onnx(String given) {
-    ModelSource source = ModelSource.find(given, common::note);
-    if (source.kind() != ModelSource.Kind.ONNX) {
-      throw new InputException(
-          given
-              + " is not an .onnx model; evaluate runs ONNX models"
-              + (source.isGraph() ? ", and 'espalier export' makes one of it" : ""));
+  private Map<String, Object> compareTokens(TextTokenizer open, Models models, List<String> lines) {
+    common.note(
+        models.original.given()
+            + " sees the whole of a text: what both models say of each token is compared");
+    TokenFidelity fidelity;
+    try (Progress progress = new Progress(common.err(), "evaluating")) {
+      fidelity =
+          LanguageModelEvaluator.compareTokens(
+              open, models.reference, models.candidate, lines, progress::update);
     }
-    return source;
+    if (!common.json()) {
+      print(fidelity);
+    }
+    return fidelity.toMap();
+  }
+
+  /** How states of tokens are pooled, as the reference is made for; the candidate may be made for another pooling. */
+  private Pooling pooling(Models models) {
+    Set<String> said = new HashSet<>();
+    Pooling taken =
+        models.original.pooling(
+            models.reference.graph(),
+            pooling,
+            "--pooling",
+            note -> {
+              said.add(note);
+              common.note(note);
+            });
+    models.judged.pooling(
+        models.candidate.graph(),
+        taken,
+        "--pooling",
+        note -> {
+          if (said.add(note)) {
+            common.note(note);
+          }
+        });
+    return taken;
   }
 
   private void print(Fidelity f) {
@@ -472,6 +529,15 @@ final class Evaluate implements Callable<Integer> {
 
   private static String besideReference(Object value, Object reference) {
     return String.format(Locale.ROOT, "%.4g, the reference %.4g", value, reference);
+  }
+
+  private void print(TokenFidelity f) {
+    Table table = new Table("", "");
+    table.add("texts", f.texts() + ", " + f.tokens() + " tokens");
+    table.add("same answer", String.format(Locale.ROOT, "%.4f of tokens", f.agreement()));
+    table.add("divergence", String.format(Locale.ROOT, "%.3g nats", f.divergence()));
+    addSavings(table, f.savings());
+    table.print(common.out());
   }
 
   private void print(TensorFidelity f, Map<String, Object> byLabels, Savings savings) {

@@ -15,6 +15,8 @@ import org.espalier.format.Quantity;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.image.ImageProcessor;
 import org.espalier.source.ModelSource;
+import org.espalier.source.SentencePooling;
+import org.espalier.transformers.SentenceModules;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
@@ -38,8 +40,11 @@ import picocli.CommandLine.Parameters;
       "",
       "What is computed is float32. Tensors keep their types: those of bfloat16 take half the file"
           + " and are widened when ONNX Runtime loads it. The folder's tokenizer.json and"
-          + " preprocessor_config.json are copied beside the model. 'quantize --to onnx-…' and"
-          + " 'prune' with --channels or --refit take such a folder as it is.",
+          + " preprocessor_config.json are copied beside the model. Where its modules.json says"
+          + " that states are pooled, as sentence-transformers writes, last_hidden_state comes"
+          + " out, whatever head there is, and the file goes along with the configuration of its"
+          + " pooling. 'evaluate', recipes, 'online --encoder', 'quantize --to onnx-…' and 'prune'"
+          + " with --channels or --refit take such a folder as it is.",
     },
     footer = {
       "",
@@ -82,6 +87,13 @@ final class Export implements Callable<Integer> {
         copies.put(from, to);
         beside.put(companion.getKey(), to);
       }
+    }
+    SentencePooling pooling = source.sentencePooling();
+    if (pooling != null) {
+      copies.put(pooling.modules(), beside(target, SentenceModules.FILE));
+      copies.put(pooling.file(), beside(target, ModelSource.POOLING));
+      beside.put("modules", copies.get(pooling.modules()));
+      beside.put("pooling", copies.get(pooling.file()));
     }
     List<Path> written;
     int nodes;

@@ -159,7 +159,8 @@ final class Online implements Callable<Integer> {
       description =
           "An encoder of texts or images that stays as it is, in front of what learns: an .onnx"
               + " file that takes token ids or pixels and gives hidden states or embeddings, of"
-              + " images also maps; one that 'quantize' made too. Lines have \"text\" then, or"
+              + " images also maps; one that 'quantize' made too; or a folder of safetensors that"
+              + " 'export' makes such a file of. Lines have \"text\" then, or"
               + " \"image\", a path from the input's folder or a URL with its data (data:image/"
               + "jpeg;base64,...), and what is learned reads their embeddings, of length 1. Each"
               + " version has the encoder: --resume, 'serve' and 'store export' find it"
@@ -171,10 +172,12 @@ final class Online implements Callable<Integer> {
 
   @Option(
       names = "--pooling",
-      paramLabel = "mean|cls",
+      paramLabel = "mean|cls|last",
       description =
           "How the encoder's token vectors become one: their mean, of texts over the attention"
-              + " mask, or the first one (BGE, ViT). Default: mean.")
+              + " mask, the first one (BGE, ViT), or of texts the last one (Qwen3-Embedding)."
+              + " Default: as the modules.json of sentence-transformers beside the encoder says,"
+              + " STEM-modules.json too; else mean.")
   private Pooling pooling;
 
   @Option(
@@ -223,7 +226,8 @@ final class Online implements Callable<Integer> {
     ModelStore store = resume ? options.open() : null;
     try (ModelStore.Held held = resume ? store.holdCurrent() : null) {
       OnlineRecipe said = recipe(held);
-      try (Encoder encoder = encoder(store, held)) {
+      try (EncoderFile file = encoderFile();
+          Encoder encoder = encoder(store, held, file)) {
         boolean makesFeatures = encoder != null && !encoder.isOfPixels();
         OnlineRecipe recipe = makesFeatures ? said.withFeatures(encoder.width()) : said;
         return learn(store, held, encoder, recipe, signing, inputs, reportPath);
@@ -428,9 +432,21 @@ final class Online implements Callable<Integer> {
     return NewModel.of(recipe);
   }
 
-  /** The encoder that is given or that the version has; null where there is none. */
-  private Encoder encoder(ModelStore store, ModelStore.Held held) {
-    if (encoderModel == null) {
+  /** The file of the encoder that is given; null where none is. */
+  private EncoderFile encoderFile() {
+    return encoderModel == null
+        ? null
+        : EncoderFile.of(
+            ModelSource.find(encoderModel, common::note).asOnnx("--encoder"), common::note);
+  }
+
+  /**
+   * The encoder that is given or that the version has; null where there is none.
+   *
+   * @param file of the one that is given; null where none is
+   */
+  private Encoder encoder(ModelStore store, ModelStore.Held held, EncoderFile file) {
+    if (file == null) {
       if (tokenizer.anyGiven() || pooling != null) {
         throw new InputException(
             "--tokenizer, --max-tokens and --pooling are of an --encoder, which is missing");
@@ -440,15 +456,7 @@ final class Online implements Callable<Integer> {
       }
       return checked(held == null ? null : Encoder.of(store, held.version()));
     }
-    ModelSource source = ModelSource.find(encoderModel, common::note);
-    if (source.kind() != ModelSource.Kind.ONNX) {
-      throw new InputException(
-          "--encoder "
-              + encoderModel
-              + " is no .onnx file"
-              + (source.isGraph() ? "; 'espalier export' makes one of it" : ""));
-    }
-    Encoder encoder = open(source, pooling == null ? Pooling.MEAN : pooling);
+    Encoder encoder = open(file);
     boolean learned = held != null && LearnerFiles.isLearned(held);
     if (learned && !encoder.isOf(held.version())) {
       encoder.close();
@@ -462,20 +470,26 @@ final class Online implements Callable<Integer> {
     return checked(encoder);
   }
 
-  private Encoder open(ModelSource source, Pooling chosen) {
-    if (Encoder.takesTexts(OnnxModel.read(source.path()))) {
+  private Encoder open(EncoderFile file) {
+    ModelSource source = file.source();
+    OnnxModel model = OnnxModel.read(file.model());
+    if (Encoder.takesTexts(model)) {
       if (images.given()) {
         throw new InputException("--image-processor is of images; the encoder takes texts");
       }
       int maxTokens = tokenizer.maxTokens();
-      return Encoder.ofTexts(
-          source.path(), tokenizer.file(source, common::note), maxTokens, chosen);
+      Path texts = tokenizer.file(source, common::note);
+      Pooling taken = source.pooling(model, pooling, "--pooling", common::note);
+      return Encoder.ofTexts(file.model(), texts, maxTokens, taken);
     }
     if (tokenizer.anyGiven()) {
       throw new InputException(
           "--tokenizer and --max-tokens are of texts; the encoder has no input_ids");
     }
-    return Encoder.ofImages(source.path(), images.open(source, common::note).file(), chosen);
+    return Encoder.ofImages(
+        file.model(),
+        images.open(source, common::note).file(),
+        pooling == null ? Pooling.MEAN : pooling);
   }
 
   /** How images become what the model takes that is learned. */

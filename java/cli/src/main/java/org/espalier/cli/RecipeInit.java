@@ -22,6 +22,7 @@ import org.espalier.recipe.Recipe;
 import org.espalier.recipe.RecipeSchema;
 import org.espalier.source.ModelSource;
 import org.espalier.train.TrainedForm;
+import org.espalier.transformers.TransformersModel;
 import picocli.CommandLine.ArgGroup;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -38,6 +39,7 @@ import picocli.CommandLine.Option;
       "",
       "Examples:",
       "  espalier recipe init -o recipe.yaml --model model.onnx --texts texts.txt",
+      "  espalier recipe init -o recipe.yaml --model checkpoint/ --texts texts.txt",
       "  espalier recipe init -o recipe.yaml --model resnet.onnx --examples photos/train",
     })
 final class RecipeInit implements Callable<Integer> {
@@ -58,7 +60,8 @@ final class RecipeInit implements Callable<Integer> {
       paramLabel = "MODEL",
       defaultValue = "model.onnx",
       description =
-          "The ONNX model: a path from the recipe's folder, or maven:… Default: ${DEFAULT-VALUE}.")
+          "The model, ONNX or a folder of safetensors with its config.json: a path from the"
+              + " recipe's folder, or maven:… Default: ${DEFAULT-VALUE}.")
   private String model;
 
   /** What is trained on. */
@@ -85,6 +88,9 @@ final class RecipeInit implements Callable<Integer> {
   /** Whether the model is int8 already. */
   private boolean int8;
 
+  /** Whether it is a causal language model. */
+  private boolean predicts;
+
   @Override
   public Integer call() {
     Path target = ModelSource.path(output);
@@ -103,7 +109,7 @@ final class RecipeInit implements Callable<Integer> {
             examples ? "examples" : "texts",
             given,
             stage(onnx, examplesFile),
-            examples ? fittingExamples(onnx, examplesFile) : fittingTexts(onnx));
+            examples ? fittingExamples(onnx, examplesFile) : fittingTexts());
     try (AtomicFile made = AtomicFile.create(target)) {
       made.write(ByteBuffer.wrap(text.getBytes(StandardCharsets.UTF_8)));
       made.commit();
@@ -133,10 +139,13 @@ final class RecipeInit implements Callable<Integer> {
   /** The model, where it is there; else null. */
   private OnnxModel model(Path recipe) {
     Path file = model.startsWith("maven:") ? null : recipe.resolveSibling(model);
-    if (file == null || !model.endsWith(".onnx") || !Files.isRegularFile(file)) {
+    boolean isFile = file != null && model.endsWith(".onnx") && Files.isRegularFile(file);
+    if (!isFile && (file == null || !TransformersModel.isOne(file))) {
       return null;
     }
-    OnnxModel onnx = ModelSource.asTaken(OnnxModel.read(file), common::note);
+    ModelSource source = ModelSource.find(file.toString(), common::note);
+    OnnxModel onnx = source.onnx(common::note);
+    predicts = LanguageModelEvaluator.isOne(onnx) && predicts(source);
     int8 = TrainedForm.of(onnx).isInt8();
     Optional<String> quantized = FloatWeights.quantized(onnx);
     if (!int8
@@ -149,6 +158,15 @@ final class RecipeInit implements Callable<Integer> {
               + "; a recipe takes the model that it was made of");
     }
     return onnx;
+  }
+
+  /** Whether logits do not depend on what follows; where the model does not run so, nobody knows. */
+  private static boolean predicts(ModelSource source) {
+    try {
+      return LanguageModelEvaluator.isCausal(source.measured(text -> {}));
+    } catch (InputException e) {
+      return true;
+    }
   }
 
   private static boolean isProduct(OnnxWeight weight) {
@@ -167,7 +185,7 @@ final class RecipeInit implements Callable<Integer> {
     if (!int8) {
       return "quantize";
     }
-    boolean labelled = examples == null ? LanguageModelEvaluator.isOne(onnx) : hasLabels(examples);
+    boolean labelled = examples == null ? predicts : hasLabels(examples);
     if (!labelled) {
       common.note(
           "the model is int8 already, and there are no labels: teacher: {file: …} names what it"
@@ -187,10 +205,8 @@ final class RecipeInit implements Callable<Integer> {
   }
 
   /** What the model asks for: a language model learns the next token. */
-  private static Map<String, String> fittingTexts(OnnxModel onnx) {
-    return onnx != null && LanguageModelEvaluator.isOne(onnx)
-        ? Map.of("data.task", Recipe.Task.CAUSAL_LM.key())
-        : Map.of();
+  private Map<String, String> fittingTexts() {
+    return predicts ? Map.of("data.task", Recipe.Task.CAUSAL_LM.key()) : Map.of();
   }
 
   /**

@@ -14,7 +14,6 @@ import org.espalier.compress.Progress;
 import org.espalier.format.onnx.ClassifierOutput;
 import org.espalier.format.onnx.ClassifierOutput.Form;
 import org.espalier.format.onnx.LogitRows;
-import org.espalier.format.onnx.OnnxModel;
 
 /** Compares two ONNX classifiers on labelled examples. */
 public final class ClassifierEvaluator {
@@ -67,8 +66,8 @@ public final class ClassifierEvaluator {
    */
   public static ClassifierFidelity evaluate(
       ModelPair pair, List<long[]> labels, List<String> tags, Progress progress) {
-    Form firstForm = ClassifierOutput.of(OnnxModel.read(pair.referenceFile())).form();
-    Form secondForm = ClassifierOutput.of(OnnxModel.read(pair.candidateFile())).form();
+    Form firstForm = ClassifierOutput.of(pair.referenceModel().graph()).form();
+    Form secondForm = ClassifierOutput.of(pair.candidateModel().graph()).form();
     Comparison comparison =
         new Comparison(pair, labels, firstForm, secondForm, EntityTags.of(tags));
     for (int i = 0; i < pair.size(); i++) {

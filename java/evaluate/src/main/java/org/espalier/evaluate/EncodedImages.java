@@ -35,7 +35,7 @@ public final class EncodedImages extends ImageFeatures {
   public EncodedImages(Path encoder, ImageProcessor processor, Pooling pooling) {
     super(new ImageTensors(processor, ImageInput.of(OnnxModel.read(encoder).inputs())));
     this.pooling = pooling;
-    model = new RuntimeModel(encoder);
+    model = new RuntimeModel(MeasuredModel.of(encoder));
     try {
       output = model.mainOutput();
       long[][] shape = new long[1][];

@@ -41,15 +41,16 @@ public final class FidelityEvaluator {
    * @throws InputException when a model cannot be loaded or run, the two differ in width, or there are
    *     too few texts
    */
-  public Fidelity evaluate(Path reference, Path candidate, List<String> texts, Progress progress) {
+  public Fidelity evaluate(
+      MeasuredModel reference, MeasuredModel candidate, List<String> texts, Progress progress) {
     if (texts.size() < 3) {
       throw new InputException(
           "evaluation needs at least 3 texts (nearest neighbours among fewer say nothing) but has "
               + texts.size());
     }
     List<Tokens> tokens = texts.stream().map(tokenizer::encode).toList();
-    try (OnnxTextModel referenceModel = new OnnxTextModel(reference, 1);
-        OnnxTextModel candidateModel = new OnnxTextModel(candidate, 1)) {
+    try (OnnxTextModel referenceModel = new OnnxTextModel(reference);
+        OnnxTextModel candidateModel = new OnnxTextModel(candidate)) {
       TextEmbedder first = new TextEmbedder(referenceModel, pooling);
       TextEmbedder second = new TextEmbedder(candidateModel, pooling);
       float[][] a = new float[tokens.size()][];
@@ -62,11 +63,11 @@ public final class FidelityEvaluator {
         if (a[i].length != b[i].length) {
           throw new InputException(
               "the models differ in width: "
-                  + reference
+                  + reference.name()
                   + " gives "
                   + a[i].length
                   + ", "
-                  + candidate
+                  + candidate.name()
                   + " gives "
                   + b[i].length);
         }
@@ -104,9 +105,9 @@ public final class FidelityEvaluator {
    * @param texts at least one
    * @throws InputException when it cannot be loaded or run so, or a text cannot be encoded
    */
-  public void check(Path file, List<String> texts) {
+  public void check(MeasuredModel judged, List<String> texts) {
     List<Tokens> some = Tokens.mostAsking(texts.stream().map(tokenizer::encode).toList());
-    try (OnnxTextModel model = new OnnxTextModel(file, 1)) {
+    try (OnnxTextModel model = new OnnxTextModel(judged)) {
       TextEmbedder embedder = new TextEmbedder(model, pooling);
       embedder.embed(some.get(0));
       embedder.embed(some);

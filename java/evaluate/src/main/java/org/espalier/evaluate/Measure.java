@@ -21,11 +21,11 @@ public enum Measure {
   PAIR_SPEARMAN("pairs, Spearman", "%.4f", 1),
   /** {@link Fidelity#neighbourAgreement}. */
   NEIGHBOUR_AGREEMENT("neighbours agree", "%.3f", 1),
-  /** {@link ClassifierFidelity#agreement}, {@link LanguageModelFidelity#agreement}, {@link TensorFidelity.Output#agreement}. */
+  /** {@link ClassifierFidelity#agreement}, {@link LanguageModelFidelity#agreement}, {@link TokenFidelity#agreement}, {@link TensorFidelity.Output#agreement}. */
   AGREEMENT("same answer", "%.4f", 1),
   /** {@link LanguageModelFidelity#perplexity}. */
   PERPLEXITY("perplexity", "%.4g"),
-  /** {@link LanguageModelFidelity#divergence}. */
+  /** {@link LanguageModelFidelity#divergence}, {@link TokenFidelity#divergence}. */
   KL("divergence, nats", "%.3g", 0),
   /** {@link ClassifierFidelity#accuracy}, {@link LanguageModelFidelity#accuracy}. */
   ACCURACY("accuracy", "%.4f"),
@@ -81,6 +81,9 @@ public enum Measure {
   /** {@link LanguageModelFidelity}. */
   public static final Set<Measure> OF_LANGUAGE_MODELS =
       set(PERPLEXITY, ACCURACY, AGREEMENT, KL, SIZE_RATIO, SPEEDUP, MS);
+
+  /** {@link TokenFidelity}. */
+  public static final Set<Measure> OF_TOKENS = set(AGREEMENT, KL, SIZE_RATIO, SPEEDUP, MS);
 
   /** {@link ClassifierFidelity} with {@link Savings}. */
   public static final Set<Measure> OF_CLASSIFIERS =

@@ -1,6 +1,5 @@
 package org.espalier.evaluate;
 
-import java.nio.file.Path;
 import org.espalier.InputException;
 import org.espalier.compress.Progress;
 
@@ -10,8 +9,8 @@ import org.espalier.compress.Progress;
  */
 public final class ModelPair implements AutoCloseable {
   private final ExampleTensors examples;
-  private final Path referenceFile;
-  private final Path candidateFile;
+  private final MeasuredModel referenceModel;
+  private final MeasuredModel candidateModel;
   private final FedModel reference;
   private final FedModel candidate;
 
@@ -20,10 +19,10 @@ public final class ModelPair implements AutoCloseable {
    *
    * @throws InputException where one cannot be loaded or has inputs that the examples lack
    */
-  public ModelPair(Path reference, Path candidate, ExampleTensors examples) {
+  public ModelPair(MeasuredModel reference, MeasuredModel candidate, ExampleTensors examples) {
     this.examples = examples;
-    this.referenceFile = reference;
-    this.candidateFile = candidate;
+    this.referenceModel = reference;
+    this.candidateModel = candidate;
     this.reference = new FedModel(new RuntimeModel(reference), examples);
     try {
       this.candidate = new FedModel(new RuntimeModel(candidate), examples);
@@ -42,12 +41,12 @@ public final class ModelPair implements AutoCloseable {
     return examples;
   }
 
-  Path referenceFile() {
-    return referenceFile;
+  MeasuredModel referenceModel() {
+    return referenceModel;
   }
 
-  Path candidateFile() {
-    return candidateFile;
+  MeasuredModel candidateModel() {
+    return candidateModel;
   }
 
   FedModel reference() {
@@ -66,8 +65,8 @@ public final class ModelPair implements AutoCloseable {
    */
   public Savings savings(Progress progress) {
     return Savings.measure(
-        referenceFile,
-        candidateFile,
+        referenceModel,
+        candidateModel,
         size(),
         i -> {
           reference.open(i);

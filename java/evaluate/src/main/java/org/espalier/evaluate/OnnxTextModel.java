@@ -61,6 +61,11 @@ public final class OnnxTextModel implements AutoCloseable {
     this(LoadedModel.of(model, threads));
   }
 
+  /** Loads a model that is measured, for runs on one thread. */
+  OnnxTextModel(MeasuredModel model) {
+    this(model.load(1));
+  }
+
   private OnnxTextModel(LoadedModel loaded) {
     this.loaded = loaded;
     name = loaded.name();

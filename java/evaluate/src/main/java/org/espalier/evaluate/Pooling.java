@@ -30,6 +30,17 @@ public enum Pooling {
     void pool(float[] hidden, int from, long[] mask, int width, float[] out) {
       System.arraycopy(hidden, from, out, 0, width);
     }
+  },
+  /** The hidden state of the last token whose attention mask is 1 (Qwen3-Embedding). */
+  LAST {
+    @Override
+    void pool(float[] hidden, int from, long[] mask, int width, float[] out) {
+      int last = mask.length - 1;
+      while (last > 0 && mask[last] == 0) {
+        last--;
+      }
+      System.arraycopy(hidden, from + last * width, out, 0, width);
+    }
   };
 
   /**
@@ -42,7 +53,7 @@ public enum Pooling {
   abstract void pool(float[] hidden, int from, long[] mask, int width, float[] out);
 
   /**
-   * Reads {@code mean} or {@code cls}.
+   * Reads {@code mean}, {@code cls} or {@code last}.
    *
    * @throws InputException for anything else
    */
@@ -52,7 +63,7 @@ public enum Pooling {
         return p;
       }
     }
-    throw new InputException("unknown pooling '" + name + "': use mean or cls");
+    throw new InputException("unknown pooling '" + name + "': use mean, cls or last");
   }
 
   @Override

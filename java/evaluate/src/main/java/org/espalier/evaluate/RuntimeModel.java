@@ -6,7 +6,6 @@ import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
 import ai.onnxruntime.TensorInfo;
-import java.nio.file.Path;
 import java.util.EnumSet;
 import java.util.LinkedHashMap;
 import java.util.Map;
@@ -26,19 +25,10 @@ public final class RuntimeModel implements AutoCloseable {
   /**
    * Loads a model.
    *
-   * @throws InputException where the file holds no valid model or ONNX Runtime refuses it
+   * @throws InputException where it holds no valid model or ONNX Runtime refuses it
    */
-  public RuntimeModel(Path file) {
-    this(LoadedModel.read(file, 1));
-  }
-
-  /**
-   * Takes a model in memory.
-   *
-   * @throws InputException where ONNX Runtime refuses it
-   */
-  RuntimeModel(OnnxModel model) {
-    this(LoadedModel.of(model, 1));
+  public RuntimeModel(MeasuredModel model) {
+    this(model.load(1));
   }
 
   private RuntimeModel(LoadedModel loaded) {

@@ -1,6 +1,5 @@
 package org.espalier.evaluate;
 
-import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
@@ -14,7 +13,6 @@ import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.compress.Progress.Phase;
 import org.espalier.evaluate.TextTokenizer.Tokens;
-import org.espalier.format.FileTree;
 import org.espalier.format.onnx.OnnxModel;
 
 /**
@@ -45,8 +43,8 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
    * @param progress hears how many of the least runs are done
    */
   static Savings measure(
-      Path reference,
-      Path candidate,
+      MeasuredModel reference,
+      MeasuredModel candidate,
       int cases,
       IntConsumer prepare,
       IntConsumer runReference,
@@ -77,7 +75,7 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
       candidateSum += Statistics.median(Arrays.copyOf(candidateTimes[i], rounds));
     }
     return new Savings(
-        (double) bytes(candidate) / bytes(reference),
+        (double) candidate.bytes() / reference.bytes(),
         referenceSum / candidateSum,
         referenceSum * 1e-6 / n,
         candidateSum * 1e-6 / n);
@@ -91,10 +89,11 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
    */
   public static double speedup(OnnxModel reference, OnnxModel candidate, ExampleTensors examples) {
     return ofLoaded(
-        () -> new RuntimeModel(reference),
+        () -> new RuntimeModel(MeasuredModel.of(reference)),
         loaded -> {
           try (FedModel first = new FedModel(loaded, examples);
-              FedModel second = new FedModel(new RuntimeModel(candidate), examples)) {
+              FedModel second =
+                  new FedModel(new RuntimeModel(MeasuredModel.of(candidate)), examples)) {
             return speedup(() -> first.run(0).close(), () -> second.run(0).close());
           }
         });
@@ -156,11 +155,6 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
 
   private static boolean isWorthARound(int rounds, long begin) {
     return rounds < LEAST_ROUNDS || System.nanoTime() - begin < ENOUGH_NANOS;
-  }
-
-  /** The bytes of a model: its file and those of its external data. */
-  private static long bytes(Path model) {
-    return FileTree.bytes(OnnxModel.read(model).files());
   }
 
   /** The values under their JSON keys, in a fixed order. */

@@ -8,6 +8,7 @@ import java.util.Set;
 import java.util.TreeMap;
 import java.util.function.BiFunction;
 import java.util.function.Consumer;
+import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import org.espalier.format.NearNames;
 import org.espalier.format.onnx.OnnxModel;
@@ -18,6 +19,9 @@ import org.espalier.format.safetensors.Checkpoint;
  * models. Numbers are computed in float32, whatever type the tensors have; nothing of a folder is run.
  */
 public final class TransformersModel {
+  /** The file of a folder that says what is computed. */
+  public static final String CONFIGURATION = Configuration.FILE;
+
   private static final Map<String, Architecture> KNOWN =
       new TreeMap<>(
           Map.ofEntries(
@@ -48,6 +52,12 @@ public final class TransformersModel {
   private static final Set<String> COMPUTED =
       Set.of("position_ids", "token_type_ids", "inv_freq", "bias_mask");
 
+  /** How the name of a class ends that gives the states of tokens. */
+  private static final String STATES = "Model";
+
+  /** How the name of a class ends that has a head. */
+  private static final Pattern HEAD = Pattern.compile("(For[A-Z]\\w*|LMHeadModel)$");
+
   private TransformersModel() {}
 
   private static Map.Entry<String, Architecture> encoder(
@@ -71,7 +81,8 @@ public final class TransformersModel {
   }
 
   /**
-   * Reads a model. The data of its tensors stays in the folder's files, which must not change while it is used.
+   * Reads a model. The data of its tensors stays in the folder's files, which must not change while it is used. Where
+   * {@code modules.json} says that states are pooled, the model gives these, whatever head it has.
    *
    * @param notes receives a line for people about tensors that the model does not use
    * @throws org.espalier.InputException if a file is missing or invalid, or the model is none that can be read, which says
@@ -81,6 +92,18 @@ public final class TransformersModel {
     Configuration config = Configuration.read(folder);
     String type = config.choice("model_type", "", KNOWN.keySet());
     List<String> classes = config.texts("architectures");
+    Path modules = folder.resolve(SentenceModules.FILE);
+    if (Files.isRegularFile(modules) && SentenceModules.read(modules).pooling() != null) {
+      List<String> given = classes;
+      classes = withoutHeads(given);
+      if (!given.isEmpty() && !classes.equals(given)) {
+        notes.accept(
+            modules
+                + " pools the states of tokens: these come out, without the head that "
+                + String.join(", ", given)
+                + " has");
+      }
+    }
     try (Checkpoint checkpoint = Checkpoint.open(folder)) {
       CheckpointTensors tensors = new CheckpointTensors(checkpoint);
       GraphWriter graph = new GraphWriter(tensors);
@@ -103,5 +126,12 @@ public final class TransformersModel {
       }
       return graph.model();
     }
+  }
+
+  /** The classes of the same models that give the states of tokens. */
+  private static List<String> withoutHeads(List<String> classes) {
+    return classes.isEmpty()
+        ? List.of(STATES)
+        : classes.stream().map(name -> HEAD.matcher(name).replaceFirst(STATES)).toList();
   }
 }

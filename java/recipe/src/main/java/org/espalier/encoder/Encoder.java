@@ -140,9 +140,12 @@ public final class Encoder implements AutoCloseable {
    *
    * @param model an ONNX file as {@link EncodedImages} takes it
    * @param processor its {@code preprocessor_config.json}
-   * @throws InputException if either is none
+   * @throws InputException if either is none, or {@code pooling} is of texts alone
    */
   public static Encoder ofImages(Path model, Path processor, Pooling pooling) {
+    if (pooling == Pooling.LAST) {
+      throw new InputException("pooling last is of texts; the encoder takes images");
+    }
     return open(model, processor, new EncoderSettings(0, pooling));
   }
 
@@ -466,7 +469,8 @@ public final class Encoder implements AutoCloseable {
   /** The encoder's graph; where the two are of different operator sets, both are raised as far as that is known. */
   private OnnxModel readBefore(OnnxModel following) {
     OnnxModel encoder = OnnxModel.read(model);
-    if (encoder.opset("") != following.opset("")) {
+    boolean old = settings.pooling() == Pooling.LAST && encoder.opset("") < EncoderGraph.OF_LAST;
+    if (old || encoder.opset("") != following.opset("")) {
       OpsetUpgrade.raise(encoder, OpsetUpgrade.TARGET);
       OpsetUpgrade.raise(following, OpsetUpgrade.TARGET);
     }

@@ -18,6 +18,11 @@ import org.espalier.format.onnx.TextInput;
 
 /** An encoder's graph that gives what {@link Encoder#features} gives, of padded batches too. */
 final class EncoderGraph {
+  /** The operator set that {@link Pooling#LAST} takes. */
+  static final long OF_LAST = 11;
+
+  private static final String MASK = TextInput.ATTENTION_MASK.inputName();
+
   private final OnnxModel model;
   private final OnnxModel.Names names;
   private final List<NodeProto> nodes;
@@ -64,7 +69,8 @@ final class EncoderGraph {
         ? hidden
         : switch (pooling) {
           case MEAN -> sum(hidden);
-          case CLS -> first(hidden);
+          case CLS -> token(hidden, 0);
+          case LAST -> last(hidden);
         };
   }
 
@@ -79,7 +85,7 @@ final class EncoderGraph {
       return hidden;
     }
     if (features.rank() == 3) {
-      return pooling == Pooling.CLS ? first(hidden) : mean(transposed(hidden, 0, 2, 1));
+      return pooling == Pooling.CLS ? token(hidden, 0) : mean(transposed(hidden, 0, 2, 1));
     }
     return mean(features.isChannelsFirst() ? hidden : transposed(hidden, 0, 3, 1, 2));
   }
@@ -102,18 +108,40 @@ final class EncoderGraph {
 
   /** The sum over the tokens of a text: what is scaled to length 1 afterwards need not be divided by their number. */
   private String sum(String hidden) {
-    String mask = TextInput.ATTENTION_MASK.inputName();
-    boolean masked = model.inputs().stream().anyMatch(i -> i.getName().equals(mask));
     String ids = TextInput.INPUT_IDS.inputName();
-    String ones = cast(masked ? mask : add("Equal", List.of(ids, ids), node -> {}));
-    String row = reshape(ones, 0, 1, -1);
+    return weighted(hidden, cast(isMasked() ? MASK : add("Equal", List.of(ids, ids), node -> {})));
+  }
+
+  /** The state of a text's last token: the one behind which, itself counted, the mask has one 1. */
+  private String last(String hidden) {
+    if (!isMasked()) {
+      return token(hidden, -1);
+    }
+    String ones = cast(MASK);
+    String axis = names.unique("axis");
+    model.addInitializer(OnnxInitializer.int64s(axis, new long[0], 1));
+    String behind =
+        add("CumSum", List.of(ones, axis), node -> node.addAttribute(attribute("reverse", 1L)));
+    String one = names.unique("one");
+    model.addInitializer(OnnxInitializer.floats(one, new long[0], 1));
+    String is = cast(add("Equal", List.of(behind, one), node -> {}));
+    return weighted(hidden, add("Mul", List.of(is, ones), node -> {}));
+  }
+
+  private boolean isMasked() {
+    return model.inputs().stream().anyMatch(i -> i.getName().equals(MASK));
+  }
+
+  /** The sum over tokens of a text by weights [batch, tokens]. */
+  private String weighted(String hidden, String weights) {
+    String row = reshape(weights, 0, 1, -1);
     return reshape(add("MatMul", List.of(row, hidden), node -> {}), 0, -1);
   }
 
-  private String first(String hidden) {
-    String zero = names.unique("first");
-    model.addInitializer(OnnxInitializer.int64s(zero, new long[0], 0));
-    return add("Gather", List.of(hidden, zero), node -> node.addAttribute(attribute("axis", 1)));
+  private String token(String hidden, long place) {
+    String index = names.unique("place");
+    model.addInitializer(OnnxInitializer.int64s(index, new long[0], place));
+    return add("Gather", List.of(hidden, index), node -> node.addAttribute(attribute("axis", 1)));
   }
 
   private String cast(String value) {

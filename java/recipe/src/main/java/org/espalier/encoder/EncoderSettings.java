@@ -33,10 +33,12 @@ record EncoderSettings(int maxTokens, Pooling pooling) {
   static EncoderSettings read(Path file, boolean texts) {
     JsonNode json = JsonFile.read(file, MOST_BYTES);
     if (!texts) {
-      if (json.size() != 1 || !json.path("pooling").isTextual()) {
+      boolean pools = json.size() == 1 && json.path("pooling").isTextual();
+      Pooling pooling = pools ? pooling(file, json) : Pooling.LAST;
+      if (pooling == Pooling.LAST) {
         throw new InputException(file + " holds other settings than pooling, mean or cls");
       }
-      return new EncoderSettings(0, pooling(file, json));
+      return new EncoderSettings(0, pooling);
     }
     JsonNode maxTokens = json.path("max_tokens");
     JsonNode pooling = json.path("pooling");
@@ -52,7 +54,7 @@ record EncoderSettings(int maxTokens, Pooling pooling) {
               + TextTokenizer.LEAST_TOKENS
               + " to "
               + TextTokenizer.MOST_TOKENS
-              + ", and pooling, mean or cls");
+              + ", and pooling, mean, cls or last");
     }
     return new EncoderSettings(maxTokens.intValue(), pooling(file, json));
   }

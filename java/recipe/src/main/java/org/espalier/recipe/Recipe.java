@@ -17,6 +17,7 @@ import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.evaluate.ExampleLine;
 import org.espalier.evaluate.Measure;
+import org.espalier.evaluate.Pooling;
 import org.espalier.evaluate.Requirement;
 import org.espalier.format.InputFile;
 import org.espalier.train.Augmentation;
@@ -68,7 +69,8 @@ public record Recipe(
    * @param file a path or a reference
    * @param tokenizer a path or a reference; null for the one beside the model
    * @param imageProcessor a path or a reference; null for the one beside the model
-   * @param config the config.json of the original checkpoint; null where there is none
+   * @param config the config.json of the original checkpoint; null for the one in the model's folder
+   * @param pooling of states of tokens; null for what lies beside the model, or the mean
    * @param place where it was written
    */
   public record ModelSettings(
@@ -76,7 +78,7 @@ public record Recipe(
       String tokenizer,
       String imageProcessor,
       String config,
-      org.espalier.train.Pooling pooling,
+      Pooling pooling,
       int maxTokens,
       Place place) {}
 
@@ -217,7 +219,7 @@ public record Recipe(
     Settings export = all.group("export");
     List<String> formats = export.texts("formats").stream().distinct().toList();
     if (formats.contains("compressed-tensors")) {
-      checkCompressedTensors(plan.stages(), model, export);
+      checkCompressedTensors(plan.stages(), export);
     }
     return new Recipe(
         source,
@@ -308,9 +310,7 @@ public record Recipe(
         model.text("tokenizer"),
         model.text("image-processor"),
         model.text("config"),
-        model.text("pooling").equals("cls")
-            ? org.espalier.train.Pooling.CLS
-            : org.espalier.train.Pooling.MEAN,
+        model.has("pooling") ? Pooling.parse(model.text("pooling")) : null,
         model.small("max-tokens"),
         model.place("file"));
   }
@@ -390,7 +390,7 @@ public record Recipe(
         student.place(file ? "file" : "channels"));
   }
 
-  private static void checkCompressedTensors(List<Stage> stages, Settings model, Settings export) {
+  private static void checkCompressedTensors(List<Stage> stages, Settings export) {
     Stage.Quantize quantize = null;
     for (Stage stage : stages) {
       quantize = stage instanceof Stage.Quantize q ? q : quantize;
@@ -426,11 +426,6 @@ public record Recipe(
               + quantize.name()
               + " fit: false");
     }
-    if (!model.given("config")) {
-      throw export.wrong(
-          "formats",
-          "compressed-tensors: model.config is missing; it takes the config.json of the original");
-    }
   }
 
   /** Whether it works on texts; else on labelled examples. */
@@ -441,6 +436,11 @@ public record Recipe(
   /** Whether it works on texts for a causal language model. */
   public boolean isCausal() {
     return data.task() == Task.CAUSAL_LM;
+  }
+
+  /** Whether it works on texts for a model that embeds them. */
+  boolean isForEmbeddings() {
+    return isForTexts() && !isCausal();
   }
 
   /**

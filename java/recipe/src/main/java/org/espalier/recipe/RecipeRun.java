@@ -8,6 +8,7 @@ import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
 import org.espalier.backend.CpuThreads;
+import org.espalier.evaluate.MeasuredModel;
 import org.espalier.format.FileTree;
 import org.espalier.torch.Libtorch;
 import org.espalier.torch.TorchDevice;
@@ -126,7 +127,7 @@ public final class RecipeRun {
     boolean begins = !resume || !checkpoint.exists();
     try (Compression compression = inputs.compression(folder.teacherCache(), device, begins);
         RunLock lock = folder.lock()) {
-      Path reference = inputs.reference(folder.state());
+      MeasuredModel reference = inputs.reference(folder.state());
       if (!begins) {
         report.restore(checkpoint.read(compression::restore));
         host.note("going on from " + folder.checkpoint());
@@ -168,7 +169,11 @@ public final class RecipeRun {
   }
 
   private void finish(
-      Compression compression, ReportBuilder report, RunInputs inputs, Path reference, long start) {
+      Compression compression,
+      ReportBuilder report,
+      RunInputs inputs,
+      MeasuredModel reference,
+      long start) {
     host.progress("writing", 0, 0);
     folder.deleteLeftovers();
     RunExport export = new RunExport(recipe, inputs, host, folder, compression);
@@ -176,7 +181,7 @@ public final class RecipeRun {
     Map<String, Object> fidelity = null;
     if (!report.lastStage().has("fidelity")) {
       host.progress("measuring in ONNX Runtime", 0, 0);
-      fidelity = inputs.data.compare(host, reference, model);
+      fidelity = inputs.data.compare(host, reference, MeasuredModel.of(model));
     }
     ObjectNode json =
         report.finish(
@@ -205,6 +210,9 @@ public final class RecipeRun {
         FileTree.bytes(
             inputs.model.files().isEmpty() ? List.of(inputs.modelFile) : inputs.model.files()));
     node.put("sha256", RunInputs.hexSha256(inputs.modelFile));
+    if (recipe.isForEmbeddings()) {
+      node.put("pooling", host.pooling().toString());
+    }
     if (form.isInt8() && recipe.student() == null) {
       node.put("weights", "int8");
     }

@@ -71,9 +71,10 @@ public final class RecipeSchema {
             required(
                 "file",
                 FILE,
-                "The model, ONNX (.onnx) or, for labelled examples, TorchScript (.pt), which is"
-                    + " read as a graph and is code: trusted files only. It is not changed. One"
-                    + " that is int8 already is trained as that, on the scales that it has."),
+                "The model, ONNX (.onnx), a folder of safetensors with its config.json, or, for"
+                    + " labelled examples, TorchScript (.pt), which is read as a graph and is code:"
+                    + " trusted files only. It is not changed. One that is int8 already is trained"
+                    + " as that, on the scales that it has."),
             optional(
                 "tokenizer",
                 FILE,
@@ -89,12 +90,15 @@ public final class RecipeSchema {
                 "config",
                 FILE,
                 null,
-                "The config.json of the original checkpoint, for compressed-tensors."),
+                "The config.json of the original checkpoint, for compressed-tensors; by default"
+                    + " that in the model's folder."),
             optional(
                 "pooling",
-                new Choice(List.of("mean", "cls")),
-                "mean",
-                "How token vectors become one: their mean, or the first one (BGE)."),
+                new Choice(List.of("mean", "cls", "last")),
+                null,
+                "How token vectors become one: their mean, the first one (BGE) or the last one"
+                    + " (Qwen3-Embedding); by default as the modules.json of sentence-transformers"
+                    + " beside the model says, else mean."),
             optional(
                 "max-tokens",
                 new Whole(3, 1_000_000),
@@ -103,13 +107,15 @@ public final class RecipeSchema {
   }
 
   private static Group teacher() {
-    return new Group(List.of(required("file", FILE, "An ONNX model with the same output.")));
+    return new Group(
+        List.of(required("file", FILE, "A model with the same output, ONNX or such a folder.")));
   }
 
   private static Group student() {
     return new Group(
         List.of(
-            optional("file", FILE, null, "A smaller ONNX model with the same output."),
+            optional(
+                "file", FILE, null, "A smaller model with the same output, ONNX or such a folder."),
             optional(
                 "channels",
                 new Real(0, false, 1, false),

@@ -287,7 +287,7 @@ final class ReportBuilder {
   }
 
   private String title() {
-    String file = recipe.model().file();
+    String file = recipe.model().file().replaceFirst("/+$", "");
     String name = file.substring(Math.max(file.lastIndexOf('/'), file.lastIndexOf('!')) + 1);
     return name.endsWith(".onnx") ? name.substring(0, name.length() - ".onnx".length()) : name;
   }

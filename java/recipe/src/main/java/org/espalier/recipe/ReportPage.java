@@ -492,7 +492,7 @@ final class ReportPage {
     JsonNode model = report.path("model");
     term("model", model.path("file").asText());
     term("its SHA-256", model.path("sha256").asText());
-    for (String other : List.of("teacher", "student")) {
+    for (String other : List.of("pooling", "teacher", "student")) {
       if (model.has(other)) {
         term(other, model.path(other).asText());
       }

@@ -16,6 +16,7 @@ import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.evaluate.Measure;
+import org.espalier.evaluate.MeasuredModel;
 import org.espalier.train.Examples;
 import org.espalier.train.Labels;
 
@@ -66,7 +67,7 @@ record RunData(
   }
 
   /** Runs a model and its reference on what the report is measured on. */
-  Map<String, Object> compare(RunHost host, Path reference, Path candidate) {
+  Map<String, Object> compare(RunHost host, MeasuredModel reference, MeasuredModel candidate) {
     return evaluationTexts != null
         ? host.compare(reference, candidate, evaluationTexts)
         : host.compare(reference, candidate, evaluationExamples, classes);

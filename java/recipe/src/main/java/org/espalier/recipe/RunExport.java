@@ -3,9 +3,12 @@ package org.espalier.recipe;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.io.IOException;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import org.espalier.InputException;
 import org.espalier.compress.LinearForm;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.Float16Converter;
@@ -15,16 +18,19 @@ import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.image.ImageProcessor;
+import org.espalier.source.SentencePooling;
 import org.espalier.torch.onnx.GraphScript;
 import org.espalier.train.Compression;
 import org.espalier.train.Quantization;
 import org.espalier.train.Stage;
+import org.espalier.transformers.SentenceModules;
 
 /** Writes the models of a run that has trained. */
 final class RunExport {
   private final RunInputs inputs;
   private final Path tokenizer;
   private final Path imageProcessor;
+  private final SentencePooling pooling;
   private final RunFolder folder;
   private final Compression compression;
 
@@ -50,6 +56,7 @@ final class RunExport {
     this.inputs = inputs;
     this.tokenizer = host.tokenizerFile();
     this.imageProcessor = host.imageProcessorFile();
+    this.pooling = host.sentencePooling();
     this.folder = folder;
     this.compression = compression;
     List<Quantization> quantized =
@@ -104,12 +111,30 @@ final class RunExport {
       AtomicFile.copy(tokenizer, copy);
       add(List.of(copy), "the tokenizer, as it was");
     }
+    if (pooling != null && !pooling.folder().isEmpty()) {
+      copyPooling();
+    }
     if (imageProcessor != null) {
       Path copy = folder.resolve(ImageProcessor.FILE_NAME);
       AtomicFile.copy(imageProcessor, copy);
       add(List.of(copy), "how images become tensors, as it was");
     }
     return main;
+  }
+
+  /** Puts both files where sentence-transformers has them. */
+  private void copyPooling() {
+    Path modules = folder.resolve(SentenceModules.FILE);
+    Path config = folder.resolve(pooling.folder()).resolve("config.json");
+    try {
+      Files.createDirectories(config.getParent());
+    } catch (IOException e) {
+      throw InputException.of("cannot make the folder " + config.getParent(), e);
+    }
+    AtomicFile.copy(pooling.modules(), modules);
+    AtomicFile.copy(pooling.file(), config);
+    add(List.of(modules), "how embeddings are made, as it was");
+    add(List.of(config), "how states of tokens are pooled, as it was");
   }
 
   private void writeFloat16(OnnxModel dense) {

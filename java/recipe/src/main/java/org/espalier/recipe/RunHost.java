@@ -14,6 +14,7 @@ import org.espalier.evaluate.ExampleActivations;
 import org.espalier.evaluate.ExampleTensors;
 import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.evaluate.LanguageModelEvaluator;
+import org.espalier.evaluate.MeasuredModel;
 import org.espalier.evaluate.ModelPair;
 import org.espalier.evaluate.OnnxRuntime;
 import org.espalier.evaluate.Pooling;
@@ -28,6 +29,7 @@ import org.espalier.image.ImageProcessor;
 import org.espalier.source.MavenEntry;
 import org.espalier.source.MavenFiles;
 import org.espalier.source.ModelSource;
+import org.espalier.source.SentencePooling;
 import org.espalier.torch.Libtorch;
 import org.espalier.train.Examples;
 import org.espalier.train.Labels;
@@ -41,6 +43,7 @@ final class RunHost implements AutoCloseable {
   private final MavenFiles maven;
   private TextTokenizer tokenizer;
   private ImageProcessor imageProcessor;
+  private Pooling pooling;
 
   /**
    * @param base where relative paths of the recipe begin
@@ -63,13 +66,6 @@ final class RunHost implements AutoCloseable {
       return maven.file(MavenEntry.parse(reference));
     }
     Path path = base.resolve(ModelSource.path(reference));
-    if (TransformersModel.isOne(path)) {
-      throw new InputException(
-          path
-              + " is a folder; 'espalier export "
-              + reference
-              + " -o model.onnx' makes the ONNX model that recipes take");
-    }
     if (!Files.isRegularFile(path)) {
       throw new InputException(
           "there is no file "
@@ -79,6 +75,17 @@ final class RunHost implements AutoCloseable {
                   : " (paths in a recipe start at its folder)"));
     }
     return path;
+  }
+
+  /** The same of a model, which may be a folder of safetensors with its configuration. */
+  Path modelFile(String reference) {
+    if (!MavenEntry.isOne(reference)) {
+      Path path = base.resolve(ModelSource.path(reference));
+      if (TransformersModel.isOne(path)) {
+        return path;
+      }
+    }
+    return file(reference);
   }
 
   /** The same of examples, which may be a folder of images. */
@@ -115,8 +122,32 @@ final class RunHost implements AutoCloseable {
   private ModelSource model() {
     String named = recipe.model().file();
     return ModelSource.findAny(
-        MavenEntry.isOne(named) ? named : file(named).toString(),
+        MavenEntry.isOne(named) ? named : modelFile(named).toString(),
         text -> {}); // said when the model was found
+  }
+
+  /** How the states of a text's tokens become its embedding. */
+  synchronized Pooling pooling() {
+    if (pooling == null) {
+      ModelSource model = model();
+      OnnxModel graph = model.asGiven(text -> {}); // said when it was read
+      pooling = model.pooling(graph, recipe.model().pooling(), "model.pooling", this::note);
+    }
+    return pooling;
+  }
+
+  /** What says beside the model that states are pooled as they were; null where nothing does, or they were not. */
+  synchronized SentencePooling sentencePooling() {
+    if (pooling == null) {
+      return null;
+    }
+    SentencePooling found;
+    try {
+      found = model().sentencePooling();
+    } catch (InputException e) {
+      return null; // the recipe says how, and that what lies there is none was told
+    }
+    return found == null || found.pooling() != pooling ? null : found;
   }
 
   /** The names of the model's classes; empty where none are there. */
@@ -177,7 +208,7 @@ final class RunHost implements AutoCloseable {
    * @param texts those that it will be compared on
    * @throws InputException where ONNX Runtime does not load it, or does not run it on those that ask most of it
    */
-  void checkComparable(Path model, List<String> texts) {
+  void checkComparable(MeasuredModel model, List<String> texts) {
     if (recipe.isCausal()) {
       LanguageModelEvaluator.check(tokenizer(), model, texts);
     } else {
@@ -193,7 +224,7 @@ final class RunHost implements AutoCloseable {
    * @throws InputException where ONNX Runtime does not load it, or does not run it on the example, or it has not as many
    *     classes as tags have names
    */
-  void checkComparable(Path model, Examples.Labelled example, List<String> classes) {
+  void checkComparable(MeasuredModel model, Examples.Labelled example, List<String> classes) {
     if (example.labels() instanceof Labels.TokenClasses) {
       try (ModelPair itself = new ModelPair(model, model, tensors(example))) {
         measure(itself, example.labels(), classes);
@@ -210,7 +241,8 @@ final class RunHost implements AutoCloseable {
   }
 
   /** How closely a model follows another on texts, as names with numbers. */
-  Map<String, Object> compare(Path reference, Path candidate, List<String> texts) {
+  Map<String, Object> compare(
+      MeasuredModel reference, MeasuredModel candidate, List<String> texts) {
     return recipe.isCausal()
         ? LanguageModelEvaluator.evaluate(tokenizer(), reference, candidate, texts, this::measuring)
             .toMap()
@@ -222,12 +254,15 @@ final class RunHost implements AutoCloseable {
   }
 
   private FidelityEvaluator embeddings() {
-    return new FidelityEvaluator(tokenizer(), Pooling.valueOf(recipe.model().pooling().name()));
+    return new FidelityEvaluator(tokenizer(), pooling());
   }
 
   /** The same on labelled examples. */
   Map<String, Object> compare(
-      Path reference, Path candidate, Examples.Labelled examples, List<String> classes) {
+      MeasuredModel reference,
+      MeasuredModel candidate,
+      Examples.Labelled examples,
+      List<String> classes) {
     try (ModelPair pair = new ModelPair(reference, candidate, tensors(examples))) {
       Map<String, Object> values =
           examples.labels() == null

@@ -3,17 +3,21 @@ package org.espalier.recipe;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.security.MessageDigest;
 import java.util.ArrayList;
+import java.util.Collections;
 import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
+import java.util.function.Consumer;
 import org.espalier.InputException;
 import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.compress.onnx.Float16Converter;
 import org.espalier.compress.onnx.RefittingPruner;
+import org.espalier.evaluate.MeasuredModel;
 import org.espalier.format.NearNames;
 import org.espalier.format.Sha256;
 import org.espalier.format.onnx.MissingValues;
@@ -28,8 +32,10 @@ import org.espalier.train.Augmentation;
 import org.espalier.train.Compression;
 import org.espalier.train.Examples;
 import org.espalier.train.OnnxCompression;
+import org.espalier.train.Pooling;
 import org.espalier.train.Stage;
 import org.espalier.train.TrainedForm;
+import org.espalier.transformers.TransformersModel;
 
 /** The models and data that a recipe names, and what trains them. */
 final class RunInputs {
@@ -48,18 +54,19 @@ final class RunInputs {
    * @throws InputException where one is missing or is none that recipes take
    */
   RunInputs(Recipe recipe, RunHost host) {
-    modelFile = host.file(recipe.model().file());
-    teacherFile = recipe.teacher() == null ? null : host.file(recipe.teacher());
+    modelFile = host.modelFile(recipe.model().file());
+    teacherFile = recipe.teacher() == null ? null : host.modelFile(recipe.teacher());
     boolean other = recipe.student() != null && recipe.student().file() != null;
-    studentFile = other ? host.file(recipe.student().file()) : null;
-    configFile = recipe.model().config() == null ? null : host.file(recipe.model().config());
-    if (!isScript(modelFile) && !modelFile.toString().endsWith(".onnx")) {
+    studentFile = other ? host.modelFile(recipe.student().file()) : null;
+    configFile = configFile(recipe, host, modelFile);
+    if (!isScript(modelFile) && !isFolder(modelFile) && !modelFile.toString().endsWith(".onnx")) {
       throw new InputException(
           recipe.model().place()
               + ": model.file: "
               + recipe.model().file()
-              + " is neither .onnx nor .pt; recipes compress ONNX models and TorchScript modules"
-              + " (models written in Java are trained through org.espalier.torch)");
+              + " is neither .onnx nor .pt nor a folder of safetensors with its config.json;"
+              + " recipes compress ONNX models and TorchScript modules (models written in Java are"
+              + " trained through org.espalier.torch)");
     }
     this.recipe = recipe;
     this.host = host;
@@ -77,7 +84,7 @@ final class RunInputs {
     List<OnnxModel> models = new ArrayList<>();
     for (Path file : new Path[] {modelFile, teacherFile, studentFile}) {
       if (file != null && !isScript(file)) {
-        models.add(file.equals(modelFile) ? onnx : OnnxModel.read(file));
+        models.add(file.equals(modelFile) ? onnx : onnx(file, text -> {}));
       }
     }
     return onnx == null ? Map.of() : LineInputs.asked(models);
@@ -89,10 +96,11 @@ final class RunInputs {
       if (isScript(file)) {
         continue;
       }
+      MeasuredModel measured = measured(file);
       if (data.evaluationTexts() != null) {
-        host.checkComparable(file, data.evaluationTexts());
+        host.checkComparable(measured, data.evaluationTexts());
       } else {
-        host.checkComparable(file, data.evaluationExample(), data.classes());
+        host.checkComparable(measured, data.evaluationExample(), data.classes());
       }
     }
   }
@@ -198,6 +206,38 @@ final class RunInputs {
     }
   }
 
+  /** The configuration that compressed-tensors takes; null where nothing does. */
+  private static Path configFile(Recipe recipe, RunHost host, Path modelFile) {
+    if (recipe.model().config() != null) {
+      return host.file(recipe.model().config());
+    }
+    if (isFolder(modelFile)) {
+      return modelFile.resolve(TransformersModel.CONFIGURATION);
+    }
+    if (recipe.formats().contains("compressed-tensors")) {
+      throw new InputException(
+          recipe.model().place()
+              + ": export.formats: compressed-tensors: model.config is missing; it takes the"
+              + " config.json of the original");
+    }
+    return null;
+  }
+
+  private static boolean isFolder(Path file) {
+    return Files.isDirectory(file);
+  }
+
+  /** A model that is no module, as it is. */
+  private static OnnxModel onnx(Path file, Consumer<String> notes) {
+    return isFolder(file) ? TransformersModel.read(file, notes) : OnnxModel.read(file);
+  }
+
+  private static MeasuredModel measured(Path file) {
+    return isFolder(file)
+        ? MeasuredModel.of(onnx(file, text -> {})) // said when it was read
+        : MeasuredModel.of(file);
+  }
+
   private static boolean isScript(Path file) {
     return file.toString().endsWith(".pt") || file.toString().endsWith(".pth");
   }
@@ -205,7 +245,7 @@ final class RunInputs {
   /** A TorchScript module becomes a graph, so that everything can be done to it. */
   private OnnxModel read(Path file) {
     if (!isScript(file)) {
-      return host.withComputedWeights(OnnxModel.read(file));
+      return host.withComputedWeights(onnx(file, host::note));
     }
     if (recipe.isForTexts()) {
       throw new InputException(
@@ -226,13 +266,13 @@ final class RunInputs {
   }
 
   /** The model in a form that ONNX Runtime measures. */
-  Path reference(Path state) {
+  MeasuredModel reference(Path state) {
     if (!isScript(modelFile)) {
-      return modelFile;
+      return measured(modelFile);
     }
     Path written = state.resolve("model.onnx");
     model.write(written, modelFile);
-    return written;
+    return MeasuredModel.of(written);
   }
 
   /** The model without some of its hidden channels. */
@@ -272,7 +312,9 @@ final class RunInputs {
         teacher,
         data.training(),
         data.validation(),
-        recipe.model().pooling(),
+        recipe.isForEmbeddings()
+            ? Pooling.valueOf(host.pooling().name())
+            : Pooling.MEAN, // of nothing
         data.calibration(),
         cache,
         recipe.data().augmentation());
@@ -292,12 +334,16 @@ final class RunInputs {
         sum.update(sha256(file));
       }
     }
+    if (recipe.isForEmbeddings()) {
+      sum.update((byte) host.pooling().ordinal());
+    }
     data.digest(sum);
     return sum.digest();
   }
 
   /**
-   * The SHA-256 of a file as reports have it.
+   * The SHA-256 of a file as reports have it; of a folder that of the lines that {@code sha256sum} prints for its
+   * configuration and then its weights by name.
    *
    * @throws InputException where it cannot be read
    */
@@ -307,9 +353,24 @@ final class RunInputs {
 
   private static byte[] sha256(Path file) {
     try {
-      return Sha256.of(file);
+      return isFolder(file) ? Sha256.digest().digest(sums(file)) : Sha256.of(file);
     } catch (IOException e) {
       throw InputException.of("cannot read " + file, e);
     }
+  }
+
+  private static byte[] sums(Path folder) throws IOException {
+    List<Path> files = new ArrayList<>(onnx(folder, text -> {}).files());
+    Collections.sort(files);
+    files.add(0, folder.resolve(TransformersModel.CONFIGURATION));
+    StringBuilder lines = new StringBuilder();
+    for (Path file : files) {
+      lines
+          .append(HexFormat.of().formatHex(Sha256.of(file)))
+          .append("  ")
+          .append(file.getFileName())
+          .append('\n');
+    }
+    return lines.toString().getBytes(StandardCharsets.UTF_8);
   }
 }

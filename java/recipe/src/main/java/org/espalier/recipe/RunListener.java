@@ -8,6 +8,7 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import org.espalier.InputException;
+import org.espalier.evaluate.MeasuredModel;
 import org.espalier.train.Compression;
 import org.espalier.train.Stage;
 import org.espalier.train.TrainingListener;
@@ -23,7 +24,7 @@ final class RunListener implements TrainingListener {
   private final CheckpointFile checkpoint;
   private final ReportBuilder report;
   private final RunData data;
-  private final Path reference;
+  private final MeasuredModel reference;
   private final Path state;
   private final List<Long> steps = new ArrayList<>();
 
@@ -51,7 +52,7 @@ final class RunListener implements TrainingListener {
       CheckpointFile checkpoint,
       ReportBuilder report,
       RunData data,
-      Path reference,
+      MeasuredModel reference,
       Path state) {
     this.recipe = recipe;
     this.host = host;
@@ -158,7 +159,7 @@ final class RunListener implements TrainingListener {
     Path file = state.resolve("measured-" + what + ".onnx");
     compression.export().write(file);
     try {
-      return data.compare(host, reference, file);
+      return data.compare(host, reference, MeasuredModel.of(file));
     } finally {
       try {
         Files.deleteIfExists(file);

@@ -9,12 +9,15 @@ import java.util.function.Consumer;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ComputedWeights;
 import org.espalier.evaluate.ConstantRuntime;
+import org.espalier.evaluate.MeasuredModel;
+import org.espalier.evaluate.Pooling;
 import org.espalier.format.NearNames;
 import org.espalier.format.onnx.ActiveDropout;
 import org.espalier.format.onnx.FusedNodes;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.RandomDraws;
 import org.espalier.image.ImageProcessor;
+import org.espalier.transformers.SentenceModules;
 import org.espalier.transformers.TransformersModel;
 
 /**
@@ -26,6 +29,9 @@ import org.espalier.transformers.TransformersModel;
  * @param kind what it holds
  */
 public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, MavenFiles maven) {
+  /** What the configuration of a module Pooling is called beside a model, behind its name. */
+  public static final String POOLING = "pooling.json";
+
   /** What a model can be. */
   public enum Kind {
     ONNX,
@@ -67,6 +73,17 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
    */
   public OnnxModel asGiven(Consumer<String> notes) {
     return Files.isDirectory(path) ? TransformersModel.read(path, notes) : OnnxModel.read(path);
+  }
+
+  /**
+   * The model as it is, to be measured.
+   *
+   * @param notes receives a line for people about what of a folder is no part of it
+   */
+  public MeasuredModel measured(Consumer<String> notes) {
+    return Files.isDirectory(path)
+        ? MeasuredModel.of(TransformersModel.read(path, notes))
+        : MeasuredModel.of(path);
   }
 
   /**
@@ -213,10 +230,7 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
    * @param what such a file says, for a message
    */
   private Path companion(String plain, String setting, String what) {
-    String file = String.valueOf(path.toAbsolutePath().normalize().getFileName());
-    int dot = file.lastIndexOf('.');
-    String stem = Files.isDirectory(path) || dot <= 0 ? file : file.substring(0, dot);
-    List<String> names = List.of(stem + "-" + plain, plain);
+    List<String> names = List.of(stem() + "-" + plain, plain);
     List<String> found = new ArrayList<>();
     for (String name : names) {
       if (entry == null ? Files.isRegularFile(beside(name)) : maven.has(entry.sibling(name))) {
@@ -289,6 +303,91 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
     Path above = above(name);
     Path file = above != null ? above : beside(name);
     return Files.isRegularFile(file) ? ModelClasses.read(file) : List.of();
+  }
+
+  /**
+   * How the states of a text's tokens become one embedding.
+   *
+   * @param graph of this model; where it gives a row for each text, nothing is looked for
+   * @param chosen by the user; null for what lies beside the model, or the mean
+   * @param setting what chooses, for messages
+   * @param notes receives lines for people about what was found, and where the model is made for another pooling
+   * @throws InputException if nothing is chosen and what lies there cannot be read
+   */
+  public Pooling pooling(OnnxModel graph, Pooling chosen, String setting, Consumer<String> notes) {
+    if (graph.outputs().isEmpty()
+        || graph.outputs().get(0).getType().getTensorType().getShape().getDimCount() == 2) {
+      return chosen != null ? chosen : Pooling.MEAN;
+    }
+    SentencePooling found;
+    try {
+      found = sentencePooling();
+    } catch (InputException e) {
+      if (chosen == null) {
+        throw new InputException(
+            e.getMessage() + "; " + setting + " says how states of tokens are pooled", e);
+      }
+      notes.accept("states of tokens are pooled by " + chosen + "; " + e.getMessage());
+      return chosen;
+    }
+    Pooling taken = chosen != null ? chosen : Pooling.MEAN;
+    if (found == null) {
+      return taken;
+    }
+    if (chosen == null && found.pooling() != null) {
+      taken = found.pooling();
+    }
+    found.notes(taken).forEach(notes);
+    return taken;
+  }
+
+  /**
+   * What the {@code modules.json} of sentence-transformers says beside the model, or {@code STEM-modules.json}; also in the
+   * folder above one that is called onnx.
+   *
+   * @return null where there is none, or it pools nothing
+   * @throws InputException if it cannot be read, or the configuration of its module Pooling
+   */
+  public SentencePooling sentencePooling() {
+    String name = SentenceModules.FILE;
+    String stem = stem() + "-";
+    Path own = found(stem + name);
+    Path above = above(name);
+    Path file = own != null ? own : above != null ? above : found(name);
+    SentenceModules modules = file == null ? null : SentenceModules.read(file);
+    if (modules == null || modules.pooling() == null) {
+      return null;
+    }
+    String folder = modules.pooling().folder();
+    String inside = (folder.isEmpty() ? "" : folder + "/") + "config.json";
+    Path config =
+        own != null
+            ? found(stem + POOLING)
+            : above != null ? above.resolveSibling(inside) : found(inside);
+    if (config == null || !Files.isRegularFile(config)) {
+      throw new InputException(
+          file
+              + " pools states of tokens, and there is no "
+              + (own != null ? stem + POOLING : inside));
+    }
+    return new SentencePooling(
+        file, folder, config, SentencePooling.modes(config), modules.others());
+  }
+
+  /** A file beside the model; null where there is none. */
+  private Path found(String name) {
+    if (entry == null) {
+      return Files.isRegularFile(beside(name)) ? beside(name) : null;
+    }
+    MavenEntry sibling = entry.sibling(name);
+    return maven.has(sibling) ? maven.file(sibling) : null;
+  }
+
+  /** The model's name without its ending. */
+  private String stem() {
+    String file = String.valueOf(path.toAbsolutePath().normalize().getFileName());
+    int dot = file.lastIndexOf('.');
+    return Files.isDirectory(path) || dot <= 0 ? file : file.substring(0, dot);
   }
 
   /** A file of the folder above one that is called onnx, where none lies beside the model; null where there is none. */

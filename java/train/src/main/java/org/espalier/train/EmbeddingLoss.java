@@ -90,6 +90,9 @@ final class EmbeddingLoss {
     if (pooling == Pooling.CLS) {
       return states.select(1, 0);
     }
+    if (pooling == Pooling.LAST) {
+      return batch.mask() == null ? states.select(1, -1) : last(states, batch.lengths());
+    }
     if (batch.mask() == null) {
       return states.mean(new long[] {1}, false, new ScalarTypeOptional());
     }
@@ -99,6 +102,16 @@ final class EmbeddingLoss {
     }
     Tensor sum = states.mul(batch.mask()).sum(new long[] {1}, false, new ScalarTypeOptional());
     return sum.div(device.place(AbstractTensor.create(lengths, lengths.length, 1)));
+  }
+
+  private Tensor last(Tensor states, int[] lengths) {
+    long longest = states.size(1);
+    long[] rows = new long[lengths.length];
+    for (int i = 0; i < rows.length; i++) {
+      rows[i] = i * longest + Math.max(0, lengths[i] - 1);
+    }
+    Tensor all = states.reshape(states.size(0) * longest, states.size(2));
+    return all.index_select(0, device.place(AbstractTensor.create(rows)));
   }
 
   private static Tensor unit(Tensor e) {

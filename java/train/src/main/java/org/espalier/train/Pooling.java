@@ -5,5 +5,7 @@ public enum Pooling {
   /** The mean over its tokens. */
   MEAN,
   /** The first token. */
-  CLS
+  CLS,
+  /** The last token, behind which there is padding alone. */
+  LAST
 }
