@@ -17,6 +17,7 @@ import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.compress.onnx.Float16Converter;
 import org.espalier.compress.onnx.RefittingPruner;
+import org.espalier.evaluate.LanguageModelEvaluator;
 import org.espalier.evaluate.MeasuredModel;
 import org.espalier.format.NearNames;
 import org.espalier.format.Sha256;
@@ -76,6 +77,12 @@ final class RunInputs {
     long classes = onnx == null ? 0 : LineExamples.classesOf(onnx);
     data = RunData.of(recipe, host, asked(onnx), missing, classes);
     recipe.requirements().requireAmong(data.measures());
+    if (onnx != null && recipe.isForEmbeddings() && LanguageModelEvaluator.isOne(onnx)) {
+      host.note(
+          "the model gives logits for each token, which are followed as states of tokens are; what"
+              + " predicts the next token is trained with data.task: causal-lm, and of a folder"
+              + " \"architectures\" in config.json names a class without the head, …Model");
+    }
     model = onnx == null ? read(modelFile) : onnx;
   }
 
