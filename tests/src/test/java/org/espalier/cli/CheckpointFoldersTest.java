@@ -269,6 +269,24 @@ export: {formats: [compressed-tensors]}
           "--store",
           folder.resolve("store"));
     }
+    Files.writeString(config, was);
+    Path images = Files.createDirectory(folder.resolve("images"));
+    SmallCheckpoint.writeImageModel(images);
+    Files.writeString(
+        images.resolve("preprocessor_config.json"), "{\"size\": {\"height\": 25, \"width\": 25}}");
+    refused(
+        "pooling last is of texts",
+        "online",
+        "--encoder",
+        images,
+        "--pooling",
+        "last",
+        "--input",
+        texts,
+        "--recipe",
+        online,
+        "--store",
+        folder.resolve("store"));
     Files.delete(config);
     refused(
         "evaluate is for .onnx models and folders", "evaluate", checkpoint, onnx, "--texts", texts);

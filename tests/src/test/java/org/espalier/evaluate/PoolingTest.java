@@ -26,6 +26,9 @@ class PoolingTest {
     assertArrayEquals(new float[] {3, 4}, pooled("last", 1, 1, 0, 0));
     assertArrayEquals(new float[] {5, 8}, pooled("LAST", 0, 1, 1, 0));
     assertArrayEquals(new float[] {1, 2}, pooled("last", 0, 0, 0, 0));
+    for (Pooling pooling : Pooling.values()) {
+      assertArrayEquals(new float[2], pooled(pooling.toString()), pooling + " of nothing");
+    }
   }
 
   @Test

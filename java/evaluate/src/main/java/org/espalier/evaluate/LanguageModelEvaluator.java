@@ -18,6 +18,7 @@ import org.espalier.compress.Progress.Phase;
 import org.espalier.device.Tensor;
 import org.espalier.evaluate.TextTokenizer.Tokens;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.PastInput;
 import org.espalier.op.KdSoftmaxLoss;
 import org.espalier.op.KdSoftmaxLoss.Logits;
 
@@ -51,20 +52,30 @@ public final class LanguageModelEvaluator {
 
   /**
    * Whether a model is a causal one: whether the logits of the first tokens of a text stay as they are where those behind
-   * them change.
+   * them change. One that takes keys and values of what was read before is, for it does not compute these anew.
    *
    * @param tokenizer its tokenizer; not closed here
    * @return true also where the texts do not tell, as those of one token
    * @throws InputException when it cannot be loaded or run, or does not give logits for each token
    */
   public static boolean isCausal(TextTokenizer tokenizer, MeasuredModel model, List<String> texts) {
+    if (goesOn(model)) {
+      return true;
+    }
     try (OnnxTextModel loaded = new OnnxTextModel(model)) {
       return new Judged(model, loaded).isCausal(encoded(tokenizer, texts));
     }
   }
 
+  private static boolean goesOn(MeasuredModel model) {
+    return model.graph().inputs().stream().anyMatch(input -> PastInput.isOne(input.getName()));
+  }
+
   /** The same without texts, on the first words of its vocabulary. */
   public static boolean isCausal(MeasuredModel model) {
+    if (goesOn(model)) {
+      return true;
+    }
     long last =
         model.graph().outputs().get(0).getType().getTensorType().getShape().getDim(2).getDimValue();
     long words = last > 1 ? last : 2;
@@ -307,7 +318,7 @@ public final class LanguageModelEvaluator {
       int kept = length / 2;
       long[] known =
           texts.stream().flatMapToLong(text -> LongStream.of(text.ids())).distinct().toArray();
-      if (kept == 0 || known.length < 2) {
+      if (goesOn(given) || kept == 0 || known.length < 2) {
         return true;
       }
       long[] ids = Arrays.copyOf(longest.ids(), length);

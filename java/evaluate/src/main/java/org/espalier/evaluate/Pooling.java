@@ -28,7 +28,9 @@ public enum Pooling {
   CLS {
     @Override
     void pool(float[] hidden, int from, long[] mask, int width, float[] out) {
-      System.arraycopy(hidden, from, out, 0, width);
+      if (mask.length > 0) {
+        System.arraycopy(hidden, from, out, 0, width);
+      }
     }
   },
   /** The hidden state of the last token whose attention mask is 1 (Qwen3-Embedding). */
@@ -39,7 +41,9 @@ public enum Pooling {
       while (last > 0 && mask[last] == 0) {
         last--;
       }
-      System.arraycopy(hidden, from + last * width, out, 0, width);
+      if (last >= 0) {
+        System.arraycopy(hidden, from + last * width, out, 0, width);
+      }
     }
   };
 
@@ -48,7 +52,7 @@ public enum Pooling {
    *
    * @param hidden row-major hidden states; this text's rows start at {@code from}
    * @param mask one entry a row
-   * @param out receives {@code width} values
+   * @param out receives {@code width} values; zeros where there is no row
    */
   abstract void pool(float[] hidden, int from, long[] mask, int width, float[] out);
 
