@@ -20,6 +20,7 @@ import java.util.Random;
 import java.util.function.UnaryOperator;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
+import org.espalier.ExactProducts;
 import org.espalier.evaluate.ExampleLine;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.SmallModels;
@@ -327,7 +328,8 @@ class CompressTaggersTest {
             .replaceAll("(?m)^.*fine-tune.*\n", "")
             .replace("1e-3}", "1e-3" + loss + "}"));
     JsonNode report = compress("out");
-    assertTrue(report.at("/fidelity/cosine_mean").asDouble() > 0.99, report.toString());
+    double least = ExactProducts.areHere() ? 0.99 : 0.9;
+    assertTrue(report.at("/fidelity/cosine_mean").asDouble() > least, report.toString());
     assertTrue(report.at("/stages/0/after/quality").asDouble() > 0.9, report.toString());
   }
 

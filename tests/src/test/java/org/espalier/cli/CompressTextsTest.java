@@ -18,6 +18,7 @@ import java.util.List;
 import java.util.Random;
 import java.util.Set;
 import java.util.function.Function;
+import org.espalier.ExactProducts;
 import org.espalier.evaluate.FidelityEvaluator;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
@@ -218,6 +219,7 @@ class CompressTextsTest {
     }
     Path file = Files.write(folder.resolve("texts.jsonl"), lines);
     JsonNode fidelity = compress().get("fidelity");
+    ExactProducts.assume();
     assertTrue(fidelity.get("accuracy").asDouble() > 0.9, fidelity.toString());
     assertTrue(fidelity.get("reference_accuracy").asDouble() < 0.7, fidelity.toString());
     Path quantized = folder.resolve("quantized.onnx");
@@ -236,6 +238,7 @@ class CompressTextsTest {
     examples("texts.jsonl", text -> ", \"label\": " + share(text));
     JsonNode report = compress();
     assertEquals("regression", report.get("data").get("task").asText());
+    ExactProducts.assume();
     assertTrue(
         report.get("fidelity").get("r2").asDouble() > 0.9, report.get("fidelity").toString());
     model(2);
