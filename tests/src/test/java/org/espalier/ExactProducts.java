@@ -6,6 +6,9 @@ import org.espalier.compress.onnx.Int8Saturation;
 
 /** What tests of int8 models in ONNX Runtime need: a processor on which its 8-bit products do not saturate. */
 public final class ExactProducts {
+  static final String REASON =
+      "8-bit products of ONNX Runtime saturate on this processor, which lacks VNNI";
+
   private ExactProducts() {}
 
   /** Whether this is one; on others weights of 7 bits are exact. */
@@ -13,9 +16,13 @@ public final class ExactProducts {
     return !Int8Saturation.onThisMachine();
   }
 
+  /** Whether it is another. */
+  static boolean areMissing() {
+    return !areHere();
+  }
+
   /** Skips what follows on others. */
   public static void assume() {
-    assumeTrue(
-        areHere(), "8-bit products of ONNX Runtime saturate on this processor, which lacks VNNI");
+    assumeTrue(areHere(), REASON);
   }
 }

@@ -88,7 +88,7 @@ class CheckpointFoldersTest {
     assertEquals(0, json.path("kl").asDouble(), 1e-6);
     assertTrue(json.path("perplexity").asDouble() > 2, json.toString());
     Path images = Files.createDirectory(folder.resolve("images"));
-    SmallCheckpoint.writeImageModel(images);
+    SmallCheckpoint.writeImageModel(images, "vit");
     Files.writeString(
         images.resolve("preprocessor_config.json"), "{\"size\": {\"height\": 25, \"width\": 25}}");
     Path picture = Files.createDirectory(folder.resolve("pictures")).resolve("1.png");
@@ -271,7 +271,7 @@ export: {formats: [compressed-tensors]}
     }
     Files.writeString(config, was);
     Path images = Files.createDirectory(folder.resolve("images"));
-    SmallCheckpoint.writeImageModel(images);
+    SmallCheckpoint.writeImageModel(images, "vit");
     Files.writeString(
         images.resolve("preprocessor_config.json"), "{\"size\": {\"height\": 25, \"width\": 25}}");
     refused(

@@ -26,6 +26,7 @@ import java.util.Random;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Tensor;
+import org.espalier.NeedsExactProducts;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeights;
@@ -363,6 +364,7 @@ report: {each-stage: false}
 
   /** What is trained has half of the hidden channels, and follows the whole. */
   @Test
+  @NeedsExactProducts
   void channelsAreRemovedBeforeTheStages() throws Exception {
     String narrow =
         BINARY.replace("FORM", "dynamic").replace("stages:", "student: {channels: 0.5}\nstages:");
@@ -561,6 +563,7 @@ report: {each-stage: false}
     "logit, F32, 2, dynamic",
     "two, F32, 2, static",
   })
+  @NeedsExactProducts
   void aModelOfNumbersIsCompressed(String end, SafetensorsDtype type, int rank, String form)
       throws Exception {
     int outputs = end.equals("two") ? 2 : 1;

@@ -157,18 +157,27 @@ class ExportTest {
     return json.path("cosine_mean").asDouble();
   }
 
-  private Path imageModel() throws IOException {
+  private static final String OF_25 = "{\"size\": {\"height\": 25, \"width\": 25}}";
+
+  /** As CLIP's and DINOv2's processors have it. */
+  private static final String CROPPED =
+      """
+      {"do_resize": true, "size": {"shortest_edge": 24}, "resample": 3, "do_center_crop": true,
+       "crop_size": {"height": 20, "width": 20}, "do_rescale": true, "do_normalize": true,
+       "image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
+      """;
+
+  private Path imageModel(String type, String processor) throws IOException {
     Path images = Files.createDirectory(folder.resolve("images"));
-    SmallCheckpoint.writeImageModel(images);
-    Files.writeString(
-        images.resolve("preprocessor_config.json"), "{\"size\": {\"height\": 25, \"width\": 25}}");
+    SmallCheckpoint.writeImageModel(images, type);
+    Files.writeString(images.resolve("preprocessor_config.json"), processor);
     return images;
   }
 
   /** An image encoder takes the file beside it along that says how images become pixels. */
   @Test
   void processorsOfImagesAreTaken() throws IOException {
-    Path images = imageModel();
+    Path images = imageModel("vit", OF_25);
     Path onnx = folder.resolve("images.onnx");
     String said = Run.of("export", images, "-o", onnx).done().out();
     Path beside = folder.resolve("images-preprocessor_config.json");
@@ -179,10 +188,32 @@ class ExportTest {
     assertTrue(json.path("tokenizer").isMissingNode(), json.toString());
   }
 
-  @Test
-  void imageEncodersAreQuantizedAndPruned() throws IOException {
-    Path images = imageModel();
+  @ParameterizedTest
+  @ValueSource(strings = {"vit", "dinov2", "dinov2_with_registers"})
+  void imageEncodersAreQuantizedAndPruned(String type) throws IOException {
+    Path images = imageModel(type, type.equals("vit") ? OF_25 : CROPPED);
     Path onnx = export(images, "images.onnx");
+    Path pictures = pictures();
+    List<String[]> ways = new ArrayList<>(List.of(WAYS));
+    ways.add(new String[] {"quantize", "--to=onnx-qdq"});
+    for (String[] way : ways) {
+      Path out = folder.resolve(way[1] + ".onnx");
+      Run.of(way[0], images, "-o", out, way[1], "--calibration", pictures).done();
+      double error = error(onnx, out, pictures);
+      assertTrue(error > 0 && error < 0.1, way[1] + ": " + error);
+    }
+  }
+
+  private static double error(Path reference, Path candidate, Path pictures) {
+    return Run.of("evaluate", reference, candidate, "--examples", pictures, "--json")
+        .json()
+        .path("outputs")
+        .path(0)
+        .path("relative_error")
+        .asDouble();
+  }
+
+  private Path pictures() throws IOException {
     Path pictures = folder.resolve("pictures");
     Random random = new Random(4);
     for (int i = 0; i < 12; i++) {
@@ -193,13 +224,68 @@ class ExportTest {
       Path of = Files.createDirectories(pictures.resolve("class" + i % 3));
       ImageIO.write(picture, "png", of.resolve(i + ".png").toFile());
     }
-    for (String[] way : WAYS) {
-      Path out = folder.resolve(way[1] + ".onnx");
-      Run.of(way[0], images, "-o", out, way[1], "--calibration", pictures).done();
-      JsonNode json = Run.of("evaluate", onnx, out, "--examples", pictures, "--json").json();
-      double error = json.path("outputs").path(0).path("relative_error").asDouble();
-      assertTrue(error > 0 && error < 0.1, way[1] + ": " + json);
+    return pictures;
+  }
+
+  /** Each of two encoders becomes a model of its own, which is quantized and pruned; the whole is none. */
+  @ParameterizedTest
+  @ValueSource(strings = {"clip", "siglip"})
+  void aModelOfTwoIsExportedInParts(String type) throws IOException {
+    Path both = folder.resolve("both");
+    SmallCheckpoint.writeModelOfTwo(both, type);
+    SmallLanguage.write(both);
+    Files.writeString(
+        both.resolve("preprocessor_config.json"), CROPPED.replace("20", "25").replace("24", "25"));
+    Path out = folder.resolve("out.onnx");
+    refused("by --part text or --part image", both, "-o", out);
+    refused("has no parts; --part is for clip", checkpoint, "-o", out, "--part", "text");
+    refused("--part", both, "-o", out, "--part", "sound");
+    Run.refused(
+        folder,
+        new String[] {"by --part text or --part image"},
+        "quantize",
+        both,
+        "-o",
+        out,
+        "--to=onnx-int8");
+    Path text = folder.resolve("text.onnx");
+    Path image = folder.resolve("image.onnx");
+    Run.of("export", both, "-o", text, "--part", "text").done();
+    Run.of("export", both, "-o", image, "--part", "image").done();
+    Path pictures = pictures();
+    List<String[]> ways = new ArrayList<>(List.of(WAYS));
+    for (String[] way : ways) {
+      Path made = folder.resolve(way[1] + ".onnx");
+      Run.of(way[0], text, "-o", made, way[1], "--calibration", texts).done();
+      double cosine = cosine(text, made);
+      assertTrue(cosine > 0.95 && cosine < 1, way[1] + ": " + cosine);
     }
+    learnsBehind(text);
+    ways.add(new String[] {"quantize", "--to=onnx-qdq"});
+    for (String[] way : ways) {
+      Path made = folder.resolve(way[1] + "-image.onnx");
+      Run.of(way[0], image, "-o", made, way[1], "--calibration", pictures).done();
+      // Of one vector, where errors of activations do not meet a residual that is larger than
+      // blocks.
+      double error = error(image, made, pictures);
+      assertTrue(error > 0 && error < 0.2, way[1] + ": " + error);
+    }
+  }
+
+  /** Texts are learned from by an encoder that gives one vector each. */
+  private void learnsBehind(Path encoder) throws IOException {
+    Path recipe = folder.resolve("online.yaml");
+    Files.writeString(
+        recipe, "loss: cross-entropy\nlearning-rate: 0.1\nbatch: 1\nmodel: {outputs: 2}\n");
+    Path lines =
+        Files.writeString(
+            folder.resolve("lines.jsonl"),
+            "{\"text\": \"w1 w2\", \"label\": 1}\n{\"text\": \"w3\", \"label\": 0}\n");
+    Path store = folder.resolve("store");
+    Run.online(lines, recipe, store, "--encoder", encoder, "--max-tokens", 40).done();
+    Path whole = folder.resolve("whole.onnx");
+    Run.of("store", "export", "--store", store, "-o", whole).done();
+    assertTrue(OnnxModel.read(whole).nodes().size() > OnnxModel.read(encoder).nodes().size());
   }
 
   /** What a recipe trains goes back into the checkpoint's layout: safetensors beside the same configuration. */

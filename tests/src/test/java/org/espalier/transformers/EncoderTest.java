@@ -1,14 +1,28 @@
 package org.espalier.transformers;
 
+import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.io.IOException;
+import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Locale;
 import java.util.Set;
 import java.util.function.Consumer;
 import java.util.function.DoubleUnaryOperator;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.transformers.TransformersModel.Part;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Text and image encoders of each kind give in ONNX Runtime and in libtorch what plain loops compute of the same weights. */
 class EncoderTest {
@@ -297,6 +311,172 @@ class EncoderTest {
   @Test
   void vitThatClassifies() throws Exception {
     new SmallVision("vit.", true).compare(folder);
+  }
+
+  private static SmallVision deit(boolean classifies) {
+    SmallVision model = new SmallVision("deit", classifies ? "deit." : "", classifies);
+    model.learned = List.of("cls_token", "distillation_token");
+    model.architecture = classifies ? "DeiTForImageClassification" : "DeiTModel";
+    return model;
+  }
+
+  @Test
+  void deit() throws Exception {
+    deit(false).compare(folder);
+  }
+
+  @Test
+  void deitThatClassifies() throws Exception {
+    deit(true).compare(folder);
+  }
+
+  /** The mean of what the two heads give. */
+  @Test
+  void deitThatFollowsATeacher() throws Exception {
+    SmallVision model =
+        new SmallVision("deit", "deit.", true) {
+          @Override
+          void addHead(SmallCheckpoint w) {
+            w.linear("cls_classifier", HIDDEN, LABELS, true);
+            w.linear("distillation_classifier", HIDDEN, LABELS, true);
+          }
+
+          @Override
+          double[] logits(SmallCheckpoint w, double[][] x) {
+            double[] sum =
+                SmallCheckpoint.plus(
+                    w.linear("cls_classifier", x[0]), w.linear("distillation_classifier", x[1]));
+            return SmallCheckpoint.each(sum, v -> v / 2);
+          }
+        };
+    model.learned = deit(true).learned;
+    model.architecture = "DeiTForImageClassificationWithTeacher";
+    model.compare(folder);
+  }
+
+  @Test
+  void dinov2() throws Exception {
+    new SmallDinov2(0, false, false).compare(folder);
+  }
+
+  @Test
+  void dinov2ThatIsGatedAndClassifies() throws Exception {
+    new SmallDinov2(0, true, true).compare(folder);
+  }
+
+  /** Positions follow the size that images are made in, each side for itself. */
+  @ParameterizedTest
+  @CsvSource({"17, 33", "40, 40", "12, 9", "25, 24"})
+  void dinov2OfAnotherSize(int height, int width) throws Exception {
+    new SmallDinov2(0, false, true).of(folder, height, width).compare(folder);
+    HostileConfigs.areRefusedOrRead(folder, "preprocessor_config.json", null);
+    List<String> notes = new ArrayList<>();
+    TransformersModel.read(folder, notes::add);
+    assertEquals(2, notes.size(), "of what is not used, and of positions that are resampled");
+  }
+
+  @Test
+  void dinov2WithRegisters() throws Exception {
+    new SmallDinov2(3, false, false).compare(folder);
+  }
+
+  @ParameterizedTest
+  @CsvSource({"17, 33", "40, 40", "12, 9", "24, 25"})
+  void dinov2WithRegistersOfAnotherSize(int height, int width) throws Exception {
+    new SmallDinov2(3, true, true).of(folder, height, width).compare(folder);
+  }
+
+  @ParameterizedTest
+  @ValueSource(strings = {"Model", "ModelWithProjection"})
+  void imagesOfClip(String end) throws Exception {
+    new SmallClipImage(end).compare(folder);
+  }
+
+  /** With and without a projection of the token that ends a text, or of the largest. */
+  @ParameterizedTest
+  @ValueSource(ints = {-1, 2, 7, 8})
+  void textsOfClip(int end) throws Exception {
+    new SmallClipText(end).compare(folder);
+  }
+
+  /** By a query that learned what to see; without it; or by the mean. */
+  @ParameterizedTest
+  @CsvSource({"false, true", "false, false", "true, false"})
+  void imagesOfSiglip(boolean classifies, boolean pools) throws Exception {
+    new SmallSiglipImage(classifies, pools).compare(folder);
+  }
+
+  /** Texts of each length are filled up to one, and the last token is the text's. */
+  @ParameterizedTest
+  @ValueSource(ints = {0, 1})
+  void textsOfSiglip(int filling) throws Exception {
+    new SmallSiglipText(filling).compare(folder);
+  }
+
+  /** What the tokenizer fills texts up with counts more than what the model's settings say. */
+  @Test
+  void tokenizerOfSiglip() throws Exception {
+    SmallSiglipText model =
+        new SmallSiglipText(4) {
+          @Override
+          String config() {
+            return super.config().replace("\"pad_token_id\": 4", "\"pad_token_id\": 1");
+          }
+        };
+    Files.writeString(
+        folder.resolve("tokenizer_config.json"),
+        """
+        {"pad_token": {"content": "<fill>"}, "added_tokens_decoder":
+         {"x": {"content": "<fill>"}, "3": {"content": "<end>"}, "4": {"content": "<fill>"}}}
+        """);
+    model.compare(folder);
+    HostileConfigs.areRefusedOrRead(folder, "tokenizer_config.json", null);
+  }
+
+  @Test
+  void partsOfSiglip() throws Exception {
+    SmallClip.writeSiglip(folder.resolve("both"));
+    SmallEncoder[] parts = {new SmallSiglipText(1), new SmallSiglipImage(false, true)};
+    for (Part part : Part.values()) {
+      SmallEncoder alone = parts[part.ordinal()];
+      Path other = folder.resolve(part.name());
+      alone.weights().write(other, alone.config());
+      String output = part == Part.TEXT ? "text_embeds" : "image_embeds";
+      partIs(TransformersModel.read(other, note -> {}), part, output);
+    }
+  }
+
+  /** What of a model of two encoders is read is the same as the encoder alone. */
+  @Test
+  void partsOfClip() throws Exception {
+    SmallClip.write(folder.resolve("both"));
+    for (Part part : Part.values()) {
+      boolean text = part == Part.TEXT;
+      SmallEncoder alone = text ? new SmallClipText(7) : new SmallClipImage("ModelWithProjection");
+      Path other = folder.resolve(part.name());
+      alone.weights().write(other, alone.config());
+      partIs(
+          TransformersModel.read(other, note -> {}), part, text ? "text_embeds" : "image_embeds");
+    }
+  }
+
+  private void partIs(OnnxModel alone, Part part, String output) throws IOException {
+    List<String> notes = new ArrayList<>();
+    OnnxModel read = TransformersModel.read(folder.resolve("both"), part, notes::add);
+    assertEquals(alone.nodes(), read.nodes());
+    for (OnnxInitializer tensor : alone.initializers()) {
+      assertEquals(tensor.data(), read.initializer(tensor.name()).data(), tensor.name());
+    }
+    assertEquals(List.of(output), read.outputs().stream().map(ValueInfoProto::getName).toList());
+    assertEquals(1, notes.size());
+    String of = "the " + part.name().toLowerCase(Locale.ROOT) + " part of ";
+    assertTrue(notes.get(0).contains(of), notes.get(0));
+    HostileConfigs.areRefusedOrRead(folder.resolve("both"), "config.json", part);
+  }
+
+  @Test
+  void clipThatClassifiesImages() throws Exception {
+    new SmallClipImage("ForImageClassification").compare(folder);
   }
 
   /** As TensorFlow called the parameters of norms. */

@@ -3,7 +3,6 @@ package org.espalier.transformers;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.fail;
 
-import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
@@ -54,38 +53,54 @@ final class HostileConfigs {
 
   /** Tries them on a folder, whose configuration is then as it was. */
   static void areRefusedOrRead(Path folder) throws IOException {
-    Path file = folder.resolve("config.json");
+    areRefusedOrRead(folder, "config.json", null);
+  }
+
+  /**
+   * Tries them on a file of settings in the folder.
+   *
+   * @param part which is read
+   */
+  static void areRefusedOrRead(Path folder, String name, TransformersModel.Part part)
+      throws IOException {
+    Path file = folder.resolve(name);
     String config = Files.readString(file);
-    ObjectNode root = (ObjectNode) JSON.readTree(config);
-    List<String> keys = new ArrayList<>();
-    root.fieldNames().forEachRemaining(keys::add);
-    for (String key : keys) {
-      for (String value : VALUES) {
-        ObjectNode changed = root.deepCopy();
-        changed.set(key, JSON.readTree(value));
-        tryOne(folder, changed);
+    for (ObjectNode changed : changed((ObjectNode) JSON.readTree(config), true)) {
+      Files.writeString(file, changed.toString());
+      try {
+        TransformersModel.read(folder, part, note -> {});
+      } catch (InputException e) {
+        assertFalse(e.getMessage().isBlank());
+      } catch (RuntimeException | OutOfMemoryError e) {
+        fail(changed.toString(), e);
       }
-      ObjectNode without = root.deepCopy();
-      without.remove(key);
-      tryOne(folder, without);
-    }
-    for (String more : MORE) {
-      JsonNode settings = JSON.readTree("{" + more + "}");
-      ObjectNode changed = root.deepCopy();
-      changed.setAll((ObjectNode) settings);
-      tryOne(folder, changed);
     }
     Files.writeString(file, config);
   }
 
-  private static void tryOne(Path folder, ObjectNode config) throws IOException {
-    Files.writeString(folder.resolve("config.json"), config.toString());
-    try {
-      TransformersModel.read(folder, note -> {});
-    } catch (InputException e) {
-      assertFalse(e.getMessage().isBlank());
-    } catch (RuntimeException | OutOfMemoryError e) {
-      fail(config.toString(), e);
+  /**
+   * The settings with each changed in turn.
+   *
+   * @param groups whether those of groups are changed too
+   */
+  private static List<ObjectNode> changed(ObjectNode root, boolean groups) throws IOException {
+    List<String> keys = new ArrayList<>();
+    root.fieldNames().forEachRemaining(keys::add);
+    List<ObjectNode> all = new ArrayList<>();
+    for (String key : keys) {
+      for (String value : VALUES) {
+        all.add(root.deepCopy().set(key, JSON.readTree(value)));
+      }
+      if (groups && root.get(key) instanceof ObjectNode group) {
+        for (ObjectNode inner : changed(group, false)) {
+          all.add(root.deepCopy().set(key, inner));
+        }
+      }
+      all.add(root.deepCopy().without(key));
     }
+    for (String more : MORE) {
+      all.add(root.deepCopy().setAll((ObjectNode) JSON.readTree("{" + more + "}")));
+    }
+    return all;
   }
 }

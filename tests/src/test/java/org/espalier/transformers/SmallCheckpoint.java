@@ -117,9 +117,24 @@ public final class SmallCheckpoint {
     model.weights().write(folder, model.config());
   }
 
-  /** Writes an image encoder that classifies images of 25 pixels to a side. */
-  public static void writeImageModel(Path folder) throws IOException {
-    SmallVision model = new SmallVision("vit.", true);
+  /** Writes a model of two encoders, of texts of {@code SmallLanguage}'s words and of images of 25 pixels to a side: clip or siglip. */
+  public static void writeModelOfTwo(Path folder, String type) throws IOException {
+    if (type.equals("clip")) {
+      SmallClip.write(folder);
+    } else {
+      SmallClip.writeSiglip(folder);
+    }
+  }
+
+  /** Writes an image encoder of images of 25 pixels to a side, of a model_type: vit, dinov2 or dinov2_with_registers. */
+  public static void writeImageModel(Path folder, String type) throws IOException {
+    SmallVision model =
+        switch (type) {
+          case "vit" -> new SmallVision("vit.", true);
+          case "dinov2" -> new SmallDinov2(0, false, false);
+          case "dinov2_with_registers" -> new SmallDinov2(2, true, true);
+          default -> throw new IllegalArgumentException(type);
+        };
     model.weights().write(folder, model.config());
   }
 
@@ -185,6 +200,12 @@ public final class SmallCheckpoint {
   /** A norm that multiplies by one more than its weight. */
   void normAroundZero(String name, long width) {
     add(name + ".weight", 0, 0.2, width);
+  }
+
+  /** Adds all of another. */
+  void addAll(SmallCheckpoint other) {
+    values.putAll(other.values);
+    shapes.putAll(other.shapes);
   }
 
   void remove(String name) {
@@ -385,6 +406,10 @@ public final class SmallCheckpoint {
 
   static double geluNew(double x) {
     return 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x * x * x)));
+  }
+
+  static double quickGelu(double x) {
+    return x / (1 + Math.exp(-1.702 * x));
   }
 
   static double silu(double x) {

@@ -5,27 +5,37 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
-import java.util.Set;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 
-/** A model of the kind of ViT in plain loops, of images of six squares to a side of four pixels. */
-final class SmallVision extends SmallEncoder {
-  private static final int CHANNELS = 3;
-  private static final int PATCH = 4;
-  private static final int ROW = 6;
-  private static final int SIDE = ROW * PATCH + 1; // the last pixels are in no square
-  private static final int TOKENS = ROW * ROW + 1;
+/** A model of the kind of ViT in plain loops, of images of six squares to a side of four pixels; classes that differ from it say how. */
+class SmallVision extends SmallEncoder {
+  static final int CHANNELS = 3;
+  static final int PATCH = 4;
+  static final int ROW = 6;
+  static final int SIDE = ROW * PATCH + 1; // the last pixels are in no square
   private static final int IMAGES = 2;
 
-  private final boolean classifies;
-  private final String embeddings;
+  final boolean classifies;
+  final String embeddings;
+
+  /** The learned tokens before squares that have positions. */
+  List<String> learned = List.of("cls_token");
+
+  /** The size of images. */
+  int height = SIDE;
+
+  int width = SIDE;
 
   SmallVision(String base, boolean classifies) {
-    super("vit", base);
+    this("vit", base, classifies);
+    architecture = classifies ? "ViTForImageClassification" : "ViTModel";
+  }
+
+  SmallVision(String type, String base, boolean classifies) {
+    super(type, base);
     this.classifies = classifies;
     embeddings = base + "embeddings.";
-    architecture = classifies ? "ViTForImageClassification" : "ViTModel";
     names =
         new Layer(
             "encoder.layer.",
@@ -42,77 +52,108 @@ final class SmallVision extends SmallEncoder {
 
   @Override
   void addEmbeddings(SmallCheckpoint w) {
-    w.add(embeddings + "cls_token", 0, 1, 1, 1, HIDDEN);
-    w.add(embeddings + "position_embeddings", 0, 1, 1, TOKENS, HIDDEN);
-    String projection = embeddings + "patch_embeddings.projection";
-    w.add(projection + ".weight", 0, 0.2, HIDDEN, CHANNELS, PATCH, PATCH);
-    w.add(projection + ".bias", 0, 0.2, HIDDEN);
+    for (String token : learned) {
+      w.add(embeddings + token, 0, 1, 1, 1, HIDDEN);
+    }
+    int tokens = learned.size() + ROW * ROW;
+    w.add(embeddings + "position_embeddings", 0, 1, 1, tokens, HIDDEN);
+    addFilters(w, embeddings + "patch_embeddings.projection", true);
     w.norm(base + "layernorm", HIDDEN, true);
     if (classifies) {
-      w.linear("classifier", HIDDEN, LABELS, true);
+      addHead(w);
     }
+  }
+
+  static void addFilters(SmallCheckpoint w, String path, boolean bias) {
+    w.add(path + ".weight", 0, 0.2, HIDDEN, CHANNELS, PATCH, PATCH);
+    if (bias) {
+      w.add(path + ".bias", 0, 0.2, HIDDEN);
+    }
+  }
+
+  void addHead(SmallCheckpoint w) {
+    w.linear("classifier", HIDDEN, LABELS, true);
+  }
+
+  /** What the head makes of states. */
+  double[] logits(SmallCheckpoint w, double[][] x) {
+    return w.linear("classifier", x[0]);
   }
 
   @Override
   void compare(Path folder) throws Exception {
     SmallCheckpoint w = weights();
     Random random = new Random(8);
-    float[] pixels = new float[IMAGES * CHANNELS * SIDE * SIDE];
+    float[] pixels = new float[IMAGES * CHANNELS * height * width];
     for (int i = 0; i < pixels.length; i++) {
       pixels[i] = (float) random.nextGaussian();
     }
     List<double[][]> expected = new ArrayList<>();
     for (int image = 0; image < IMAGES; image++) {
-      double[][] x = states(w, tokens(w, pixels, image));
-      expected.add(classifies ? new double[][] {w.linear("classifier", x[0])} : x);
+      expected.add(output(w, pixels, image));
     }
-    Tensor input = torch.tensor(pixels).reshape(IMAGES, CHANNELS, SIDE, SIDE);
-    compare(folder, w, config(), Map.of("pixel_values", input), expected, Set.of());
+    Tensor input = torch.tensor(pixels).reshape(IMAGES, CHANNELS, height, width);
+    compare(folder, w, config(), Map.of("pixel_values", input), expected, unused);
+  }
+
+  double[][] output(SmallCheckpoint w, float[] pixels, int image) {
+    double[][] x = preNormLayers(w, tokens(w, pixels, image));
+    x = each(x, row -> w.layerNorm(base + "layernorm", row, epsilon));
+    return classifies ? new double[][] {logits(w, x)} : x;
   }
 
   private double[][] tokens(SmallCheckpoint w, float[] pixels, int image) {
-    double[][] x = new double[TOKENS][];
-    x[0] = w.row(embeddings + "cls_token", 0, HIDDEN);
-    for (int t = 1; t < TOKENS; t++) {
-      x[t] = square(w, pixels, image, (t - 1) / ROW * PATCH, (t - 1) % ROW * PATCH);
+    List<double[]> x = new ArrayList<>();
+    for (String token : learned) {
+      x.add(w.row(embeddings + token, 0, HIDDEN));
     }
-    for (int t = 0; t < TOKENS; t++) {
-      x[t] = SmallCheckpoint.plus(x[t], w.row(embeddings + "position_embeddings", t, HIDDEN));
+    x.addAll(squares(w, pixels, image, embeddings + "patch_embeddings.projection"));
+    double[][] places = places(w, x.size());
+    for (int t = 0; t < places.length; t++) {
+      x.set(t, SmallCheckpoint.plus(x.get(t), places[t]));
     }
-    return x;
+    addRegisters(w, x);
+    return x.toArray(double[][]::new);
   }
 
-  private double[] square(SmallCheckpoint w, float[] pixels, int image, int top, int left) {
-    float[] filters = w.get(embeddings + "patch_embeddings.projection.weight");
+  /** The positions of tokens. */
+  double[][] places(SmallCheckpoint w, int tokens) {
+    double[][] places = new double[tokens][];
+    for (int t = 0; t < tokens; t++) {
+      places[t] = w.row(embeddings + "position_embeddings", t, HIDDEN);
+    }
+    return places;
+  }
+
+  /** Puts tokens that have no positions among others. */
+  void addRegisters(SmallCheckpoint w, List<double[]> x) {}
+
+  /** The squares of an image, as many as fit. */
+  final List<double[]> squares(SmallCheckpoint w, float[] pixels, int image, String path) {
+    List<double[]> squares = new ArrayList<>();
+    for (int top = 0; top + PATCH <= height; top += PATCH) {
+      for (int left = 0; left + PATCH <= width; left += PATCH) {
+        squares.add(square(w, pixels, image, top, left, path));
+      }
+    }
+    return squares;
+  }
+
+  private double[] square(
+      SmallCheckpoint w, float[] pixels, int image, int top, int left, String path) {
+    float[] filters = w.get(path + ".weight");
     double[] sums = new double[HIDDEN];
     for (int o = 0; o < HIDDEN; o++) {
-      sums[o] = w.get(embeddings + "patch_embeddings.projection.bias")[o];
+      sums[o] = w.has(path + ".bias") ? w.get(path + ".bias")[o] : 0;
       for (int c = 0; c < CHANNELS; c++) {
         for (int i = 0; i < PATCH; i++) {
           for (int j = 0; j < PATCH; j++) {
-            int at = ((image * CHANNELS + c) * SIDE + top + i) * SIDE + left + j;
+            int at = ((image * CHANNELS + c) * height + top + i) * width + left + j;
             sums[o] += pixels[at] * filters[((o * CHANNELS + c) * PATCH + i) * PATCH + j];
           }
         }
       }
     }
     return sums;
-  }
-
-  private double[][] states(SmallCheckpoint w, double[][] x) {
-    for (int n = 0; n < LAYERS; n++) {
-      String path = base + names.layers() + n;
-      double[][] normed = each(x, row -> w.layerNorm(path + names.norm(), row, epsilon));
-      double[][] seen = attention(w, path, normed);
-      for (int t = 0; t < x.length; t++) {
-        x[t] = SmallCheckpoint.plus(x[t], w.linear(path + names.out(), seen[t]));
-        double[] inner =
-            w.linear(path + names.in(), w.layerNorm(path + names.end(), x[t], epsilon));
-        double[] down =
-            w.linear(path + names.down(), SmallCheckpoint.each(inner, SmallCheckpoint::gelu));
-        x[t] = SmallCheckpoint.plus(x[t], down);
-      }
-    }
-    return each(x, row -> w.layerNorm(base + "layernorm", row, epsilon));
   }
 }

@@ -227,6 +227,38 @@ class TransformersModelTest {
         "vit", "\"image_size\": [224, 224]", "image_size is [224,224]; a whole number from 1");
     refusedAs("vit", "\"image_size\": 8", "image_size is 8; patch_size = 16 or more is right");
     refusedAs(
+        "dinov2", "\"mlp_ratio\": 1e10", "mlp_ratio is 1.0E10; a number by which hidden_size");
+    refusedAs("dinov2", "\"mlp_ratio\": 0.01", "mlp_ratio is 0.01; a number by which hidden_size");
+    refusedAs(
+        "clip",
+        "\"text_config\": {}",
+        "is of two encoders (model_type clip), of texts and of images;",
+        "by --part text or --part image");
+    InputException e =
+        assertThrows(
+            InputException.class,
+            () -> {
+              config("\"llama\"", "\"clip_text_model\"");
+              TransformersModel.read(folder, TransformersModel.Part.TEXT, note -> {});
+            });
+    assertTrue(e.getMessage().contains("has no parts; --part is for clip, siglip"), e.getMessage());
+    refusedAs("clip_text_model", "\"hidden_act\": \"tanh\"", "hidden_act is 'tanh'", "quick_gelu");
+    refusedAs(
+        "siglip_text_model",
+        "\"pad_token_id\": 10",
+        "vocab_size is 10; more than the token of padding, 10, is right");
+    refusedAs("dinov2", "\"image_size\": 13", "image_size is 13; patch_size = 14 or more is right");
+    Path processor = folder.resolve("preprocessor_config.json");
+    Files.writeString(processor, "{\"crop_size\": 13}");
+    refusedAs(
+        "dinov2",
+        "\"patch_size\": 14",
+        "preprocessor_config.json: crop_size is 13; patch_size = 14 or more is right");
+    Files.writeString(processor, "{\"size\": {\"height\": 224, \"width\": \"x\"}}");
+    refusedAs("dinov2", "\"patch_size\": 14", "preprocessor_config.json: size: width is \"x\"");
+    Files.writeString(processor, "[]");
+    refusedAs("dinov2", "\"patch_size\": 14", "preprocessor_config.json is not a JSON object");
+    refusedAs(
         "modernbert",
         "\"layer_types\": [\"sliding_attention\", \"linear\"]",
         "layer_types is ",

@@ -17,6 +17,7 @@ import org.espalier.image.ImageProcessor;
 import org.espalier.source.ModelSource;
 import org.espalier.source.SentencePooling;
 import org.espalier.transformers.SentenceModules;
+import org.espalier.transformers.TransformersModel;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
@@ -34,9 +35,13 @@ import picocli.CommandLine.Parameters;
           + " olmo2, phi3, qwen2, qwen3 and smollm3 become graphs with inputs and outputs for keys"
           + " and values, which ONNX Runtime's generators take, or classify texts; text encoders of"
           + " bert, roberta, xlm-roberta, camembert, deberta-v2, distilbert, electra, modernbert"
-          + " and mpnet and image encoders of vit, with the head that classifies texts, tokens or"
-          + " images or fills in words where 'architectures' names one, graphs that give"
-          + " last_hidden_state or logits.",
+          + " and mpnet and image encoders of vit, deit, dinov2 and dinov2_with_registers, with the"
+          + " head that classifies texts, tokens or images or fills in words where 'architectures'"
+          + " names one, graphs that give last_hidden_state or logits.",
+      "",
+      "Of clip and siglip, which are two encoders, --part chooses one, which gives text_embeds or"
+          + " image_embeds; clip_text_model, clip_vision_model, siglip_text_model and"
+          + " siglip_vision_model are one.",
       "",
       "What is computed is float32. Tensors keep their types: those of bfloat16 take half the file"
           + " and are widened when ONNX Runtime loads it. The folder's tokenizer.json and"
@@ -50,6 +55,7 @@ import picocli.CommandLine.Parameters;
       "",
       "Examples:",
       "  espalier export checkpoint/ -o model.onnx",
+      "  espalier export clip/ -o image.onnx --part image",
       "  espalier quantize checkpoint/ -o model-int4.onnx --to onnx-int4 --calibration texts.txt",
     })
 final class Export implements Callable<Integer> {
@@ -68,6 +74,13 @@ final class Export implements Callable<Integer> {
       required = true,
       description = "The file to write, with .onnx at its end.")
   private String output;
+
+  @Option(
+      names = "--part",
+      paramLabel = "text|image",
+      description =
+          "Which encoder of a model that is two, as clip is. Each becomes a model of its own.")
+  private TransformersModel.Part part;
 
   @Override
   public Integer call() {
@@ -98,7 +111,7 @@ final class Export implements Callable<Integer> {
     List<Path> written;
     int nodes;
     try (Progress progress = new Progress(common.err(), "reading")) {
-      OnnxModel onnx = source.onnx(common::note);
+      OnnxModel onnx = source.onnx(part, common::note);
       nodes = onnx.nodes().size();
       AtomicFile.check(target, onnx.files().toArray(Path[]::new));
       copies.forEach((from, to) -> AtomicFile.check(to, from));

@@ -6,6 +6,7 @@ import com.fasterxml.jackson.databind.DeserializationFeature;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.json.JsonMapper;
 import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collection;
@@ -32,10 +33,12 @@ final class Configuration {
           .enable(JsonReadFeature.ALLOW_NON_NUMERIC_NUMBERS) // Python writes NaN and Infinity
           .build();
 
+  private final Path folder;
   private final String place;
   private final JsonNode root;
 
-  private Configuration(String place, JsonNode root) {
+  private Configuration(Path folder, String place, JsonNode root) {
+    this.folder = folder;
     this.place = place;
     this.root = root;
   }
@@ -47,18 +50,31 @@ final class Configuration {
    * @throws InputException if it is no JSON object, or the model is quantized otherwise
    */
   static Configuration read(Path folder) {
-    Path file = folder.resolve(FILE);
-    JsonNode root = JsonFile.read(file, MOST_BYTES, JSON);
-    if (!root.isObject()) {
-      throw new InputException(file + " is not a JSON object");
-    }
-    Configuration config = new Configuration(file.toString(), root);
+    Configuration config = read(folder, FILE);
     config.refuse("compression_config");
     Configuration quantization = config.group("quantization_config");
     if (quantization != null) {
       quantization.checkQuantization();
     }
     return config;
+  }
+
+  private static Configuration read(Path folder, String name) {
+    Path file = folder.resolve(name);
+    JsonNode root = JsonFile.read(file, MOST_BYTES, JSON);
+    if (!root.isObject()) {
+      throw new InputException(file + " is not a JSON object");
+    }
+    return new Configuration(folder, file.toString(), root);
+  }
+
+  /**
+   * Another file of settings in the folder; null where there is none.
+   *
+   * @throws InputException if it is no JSON object
+   */
+  Configuration beside(String name) {
+    return Files.isRegularFile(folder.resolve(name)) ? read(folder, name) : null;
   }
 
   /** Checks that what is quantized is of the layout that linear layers are read in. */
@@ -68,11 +84,7 @@ final class Configuration {
         choice("format", "", List.of("int-quantized", "float-quantized", "pack-quantized"));
     refuse("kv_cache_scheme");
     Configuration groups = group("config_groups");
-    List<String> names = new ArrayList<>();
-    if (groups != null) {
-      groups.root.fieldNames().forEachRemaining(names::add);
-    }
-    for (String name : names) {
+    for (String name : groups == null ? List.<String>of() : groups.keys()) {
       Configuration scheme = groups.group(name);
       Configuration weights = scheme == null ? null : scheme.group("weights");
       if (weights == null) {
@@ -100,7 +112,18 @@ final class Configuration {
     if (!value.isObject()) {
       throw wrong(key, "an object");
     }
-    return new Configuration(place + ": " + key, value);
+    return new Configuration(folder, place + ": " + key, value);
+  }
+
+  /**
+   * What is said of a part of the model. Old configurations say it twice, and Transformers goes by what is under {@code
+   * …_dict}; a part of which nothing is said has its defaults.
+   */
+  Configuration part(String key) {
+    Configuration part = group(has(key + "_dict") ? key + "_dict" : key);
+    return part == null
+        ? new Configuration(folder, place + ": " + key, JSON.createObjectNode())
+        : part;
   }
 
   /** The same with values for keys that it has not; one that is null stays so. */
@@ -112,7 +135,20 @@ final class Configuration {
             filled.set(key, JSON.valueToTree(value));
           }
         });
-    return new Configuration(place, filled);
+    return new Configuration(folder, place, filled);
+  }
+
+  /** The same with another value for a key. */
+  Configuration with(String key, long value) {
+    ObjectNode changed = root.deepCopy();
+    changed.put(key, value);
+    return new Configuration(folder, place, changed);
+  }
+
+  List<String> keys() {
+    List<String> keys = new ArrayList<>();
+    root.fieldNames().forEachRemaining(keys::add);
+    return keys;
   }
 
   boolean has(String key) {
@@ -177,6 +213,11 @@ final class Configuration {
     return root.get(key).textValue();
   }
 
+  /** What a token is called, by a text or by an object that has it as {@code content}. */
+  String name(String key) {
+    return root.path(key).isObject() ? group(key).text("content", "") : text(key, "");
+  }
+
   /** A text that is one of some. */
   String choice(String key, String otherwise, Collection<String> known) {
     String value = text(key, otherwise);
@@ -228,6 +269,18 @@ final class Configuration {
       }
     }
     return numbers;
+  }
+
+  /** Height and width, as an object has both, or one number for them; null where an object has them not. */
+  long[] rectangle(String key) {
+    JsonNode value = root.path(key);
+    if (!value.isObject()) {
+      return new long[] {size(key), size(key)};
+    }
+    Configuration both = group(key);
+    return both.has("height") && both.has("width")
+        ? new long[] {both.size("height"), both.size("width")}
+        : null;
   }
 
   /** How many classes a head tells apart. */

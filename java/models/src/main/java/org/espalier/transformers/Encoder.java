@@ -2,13 +2,16 @@ package org.espalier.transformers;
 
 import static org.espalier.format.onnx.Attributes.attribute;
 
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.List;
 
-/** One model whose tokens, of texts or of images, all see one another. */
+/** One model of tokens, of texts or of images. */
 abstract class Encoder {
   static final String STATES = "last_hidden_state";
   static final String LOGITS = "logits";
   static final String BATCH = "batch_size";
+  static final String TOKENS = "sequence_length";
+  static final String MASK = "attention_mask";
 
   /**
    * The sizes that all kinds have.
@@ -22,14 +25,23 @@ abstract class Encoder {
           config, "hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers");
     }
 
+    /** The same with what {@code inner} is, whatever key it follows from. */
+    static Sizes of(Configuration config, long inner) {
+      return of(config, "hidden_size", "num_attention_heads", inner, "num_hidden_layers");
+    }
+
     /** By the keys of a configuration. */
     static Sizes of(
         Configuration config, String hidden, String heads, String inner, String layers) {
+      return of(config, hidden, heads, config.size(inner), layers);
+    }
+
+    private static Sizes of(
+        Configuration config, String hidden, String heads, long inner, String layers) {
       if (config.size(hidden) % config.size(heads) != 0) {
         throw config.wrong(hidden, "a multiple of its " + config.size(heads) + " heads");
       }
-      return new Sizes(
-          config.size(hidden), config.size(heads), config.size(inner), config.size(layers));
+      return new Sizes(config.size(hidden), config.size(heads), inner, config.size(layers));
     }
 
     long width() {
@@ -134,5 +146,48 @@ abstract class Encoder {
   /** The first token of each: [batch, hidden]. */
   final String first(String x) {
     return g.node("Gather", "first", List.of(x, g.whole(0)), attribute("axis", 1L));
+  }
+
+  /** Tokens from one place to before another. */
+  final String between(String x, String path, long from, long to) {
+    List<String> inputs = List.of(x, g.wholes(from), g.wholes(to), g.wholes(1));
+    return g.node("Slice", path, inputs);
+  }
+
+  /** The mean over all tokens: [batch, hidden]. */
+  final String mean(String x) {
+    return g.node(
+        "ReduceMean",
+        "mean",
+        List.of(x),
+        attribute("axes", new long[] {1}),
+        attribute("keepdims", 0L));
+  }
+
+  /** The places of tokens, [tokens]. */
+  final String places(String ids) {
+    return g.once(
+        "position_ids",
+        () -> g.node("Range", "position_ids", List.of(g.whole(0), g.length(ids, 1), g.whole(1))));
+  }
+
+  /** How far the first of two tokens is behind the second, [tokens, tokens]. */
+  final String distances(String ids) {
+    String path = "distances";
+    return g.once(
+        path,
+        () -> {
+          String row = g.node("Unsqueeze", path + "/to", List.of(places(ids), g.wholes(0)));
+          String column = g.node("Unsqueeze", path + "/from", List.of(places(ids), g.wholes(1)));
+          return g.node("Sub", path, List.of(column, row));
+        });
+  }
+
+  /** What is added to scores: 0, and the least float where a token is hidden: [batch, 1, 1, tokens]. */
+  final String hiding(String mask) {
+    String wide = g.node("Unsqueeze", MASK, List.of(mask, g.wholes(1, 2)));
+    String seen = g.node("Cast", MASK, List.of(wide), attribute("to", DataType.FLOAT_VALUE));
+    String hidden = g.node("Sub", MASK, List.of(g.number(1), seen));
+    return g.node("Mul", MASK, List.of(hidden, g.number(-Float.MAX_VALUE)));
   }
 }

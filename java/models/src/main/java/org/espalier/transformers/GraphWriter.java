@@ -40,6 +40,7 @@ final class GraphWriter {
   private final GraphProto.Builder graph = GraphProto.newBuilder().setName("main_graph");
   private final Map<String, OnnxInitializer> tensors = new LinkedHashMap<>();
   private final Map<String, String> written = new LinkedHashMap<>();
+  private final List<String> told = new ArrayList<>();
   private boolean usesRuntime;
 
   GraphWriter(CheckpointTensors checkpoint) {
@@ -55,6 +56,16 @@ final class GraphWriter {
    */
   String base(String prefix, String known) {
     return checkpoint.has(prefix + known) ? prefix : "";
+  }
+
+  /** Has people told what a graph has that neither the configuration nor the checkpoint says. */
+  void tell(String note) {
+    told.add(note);
+  }
+
+  /** What people are told. */
+  List<String> told() {
+    return told;
   }
 
   boolean has(String tensor) {
@@ -152,6 +163,15 @@ final class GraphWriter {
    */
   String weight(String name, long... dims) {
     return asFloat32(checkpoint.floats(name, dims));
+  }
+
+  /**
+   * A tensor of the checkpoint, for what is computed with it once and for all.
+   *
+   * @throws InputException as for {@link #weight}
+   */
+  OnnxInitializer floats(String name, long... dims) {
+    return checkpoint.floats(name, dims);
   }
 
   /** A constant of floats as float32. */
@@ -329,6 +349,10 @@ final class GraphWriter {
       case "relu" -> node("Relu", path, List.of(x));
       case "silu", "swish" ->
           node("Mul", path + "/act", List.of(x, node("Sigmoid", path, List.of(x))));
+      case "quick_gelu" -> {
+        String scaled = node("Mul", path + "/scaled", List.of(x, number(1.702f)));
+        yield node("Mul", path + "/act", List.of(x, node("Sigmoid", path, List.of(scaled))));
+      }
       case "gelu" -> {
         String scaled = node("Div", path, List.of(x, number((float) Math.sqrt(2))));
         String one =
@@ -354,7 +378,7 @@ final class GraphWriter {
 
   /** The names of activations that are known. */
   static final List<String> ACTIVATIONS =
-      List.of("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish");
+      List.of("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish");
 
   /** The model that was written. */
   OnnxModel model() {

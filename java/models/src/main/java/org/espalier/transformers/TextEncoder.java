@@ -16,8 +16,6 @@ import org.espalier.format.onnx.OnnxInitializer;
 abstract class TextEncoder extends Encoder {
   private static final int MOST_PLACES = 1 << 20;
 
-  static final String TOKENS = "sequence_length";
-  private static final String MASK = "attention_mask";
   private static final String CLASSIFIES = "ForSequenceClassification";
   private static final String TAGS = "ForTokenClassification";
   private static final String FILLS = "ForMaskedLM";
@@ -63,25 +61,6 @@ abstract class TextEncoder extends Encoder {
     return config.size("vocab_size");
   }
 
-  /** The places of tokens, [tokens]. */
-  final String places(String ids) {
-    return g.once(
-        "position_ids",
-        () -> g.node("Range", "position_ids", List.of(g.whole(0), g.length(ids, 1), g.whole(1))));
-  }
-
-  /** How far the first of two tokens is behind the second, [tokens, tokens]. */
-  final String distances(String ids) {
-    String path = "distances";
-    return g.once(
-        path,
-        () -> {
-          String row = g.node("Unsqueeze", path + "/to", List.of(places(ids), g.wholes(0)));
-          String column = g.node("Unsqueeze", path + "/from", List.of(places(ids), g.wholes(1)));
-          return g.node("Sub", path, List.of(column, row));
-        });
-  }
-
   /**
    * What a function tells by the distance of two tokens, [tokens, tokens].
    *
@@ -102,14 +81,6 @@ abstract class TextEncoder extends Encoder {
         g.constant(OnnxInitializer.int64s(path + "/table", new long[] {values.length}, values));
     String rows = g.node("Add", path, List.of(distances(ids), g.whole(places)));
     return g.node("Gather", path, List.of(table, rows));
-  }
-
-  /** What is added to scores: 0, and the least float where a token is hidden: [batch, 1, 1, tokens]. */
-  final String hiding(String mask) {
-    String wide = g.node("Unsqueeze", MASK, List.of(mask, g.wholes(1, 2)));
-    String seen = g.node("Cast", MASK, List.of(wide), attribute("to", DataType.FLOAT_VALUE));
-    String hidden = g.node("Sub", MASK, List.of(g.number(1), seen));
-    return g.node("Mul", MASK, List.of(hidden, g.number(-Float.MAX_VALUE)));
   }
 
   /** 1 for tokens of texts and 0 for padding: [batch, tokens, 1]. */

@@ -3,13 +3,16 @@ package org.espalier.transformers;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
+import java.util.TreeSet;
 import java.util.function.BiFunction;
 import java.util.function.Consumer;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
+import org.espalier.InputException;
 import org.espalier.format.NearNames;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.Checkpoint;
@@ -22,17 +25,32 @@ public final class TransformersModel {
   /** The file of a folder that says what is computed. */
   public static final String CONFIGURATION = Configuration.FILE;
 
+  /** One of two encoders of a model. */
+  public enum Part {
+    TEXT,
+    IMAGE
+  }
+
+  private static final List<String> PROJECTS = List.of(ClipImageEncoder.PROJECTS);
+
   private static final Map<String, Architecture> KNOWN =
       new TreeMap<>(
           Map.ofEntries(
               encoder("bert", BertEncoder::new),
               encoder("camembert", BertEncoder.Roberta::new),
+              encoder("clip_text_model", ClipTextEncoder::new),
+              encoder("clip_vision_model", ClipImageEncoder::new),
               encoder("deberta-v2", DebertaEncoder::new),
+              encoder("deit", VisionEncoder.Deit::new),
+              encoder("dinov2", Dinov2Encoder::new),
+              encoder("dinov2_with_registers", Dinov2Encoder.WithRegisters::new),
               encoder("distilbert", BertEncoder.DistilBert::new),
               encoder("electra", BertEncoder.Electra::new),
               encoder("modernbert", ModernBertEncoder::new),
               encoder("mpnet", BertEncoder.MpNet::new),
               encoder("roberta", BertEncoder.Roberta::new),
+              encoder("siglip_text_model", SiglipTextEncoder::new),
+              encoder("siglip_vision_model", SiglipImageEncoder::new),
               encoder("vit", VisionEncoder::new),
               encoder("xlm-roberta", BertEncoder.Roberta::new),
               decoder("gemma", GemmaDecoder::new),
@@ -47,6 +65,29 @@ public final class TransformersModel {
               decoder("qwen2", LlamaDecoder.Qwen2::new),
               decoder("qwen3", LlamaDecoder.Qwen3::new),
               decoder("smollm3", LlamaDecoder.SmolLm3::new)));
+
+  /** Models that are two encoders, which read into one space. */
+  private static final Map<String, Map<Part, Architecture>> OF_TWO =
+      Map.of(
+          "clip",
+          Map.of(
+              Part.TEXT,
+              (config, graph, classes) ->
+                  new ClipTextEncoder(clipPart(config, "text_config"), graph).write(PROJECTS),
+              Part.IMAGE,
+              (config, graph, classes) ->
+                  new ClipImageEncoder(clipPart(config, "vision_config"), graph)
+                      .write(Encoder.names(classes, ImageEncoder.CLASSIFIES) ? classes : PROJECTS)),
+          "siglip",
+          Map.of(
+              Part.TEXT,
+              (config, graph, classes) ->
+                  new SiglipTextEncoder(config.part("text_config"), graph).write(classes),
+              Part.IMAGE,
+              (config, graph, classes) ->
+                  new SiglipImageEncoder(
+                          config.part("vision_config").with("num_labels", config.labels()), graph)
+                      .write(classes)));
 
   /** What checkpoints hold that follows from the configuration. */
   private static final Set<String> COMPUTED =
@@ -70,6 +111,13 @@ public final class TransformersModel {
     return Map.entry(type, (config, graph, classes) -> kind.apply(config, graph).write(classes));
   }
 
+  private static Configuration clipPart(Configuration config, String key) {
+    return config
+        .part(key)
+        .with("projection_dim", config.size("projection_dim", 512))
+        .with("num_labels", config.labels());
+  }
+
   /** Whether a path is a folder with a configuration. */
   public static boolean isOne(Path folder) {
     return Files.isRegularFile(folder.resolve(Configuration.FILE));
@@ -77,20 +125,31 @@ public final class TransformersModel {
 
   /** The values of {@code model_type} that can be read. */
   public static Set<String> types() {
-    return KNOWN.keySet();
+    Set<String> types = new TreeSet<>(KNOWN.keySet());
+    types.addAll(OF_TWO.keySet());
+    return types;
   }
 
   /**
    * Reads a model. The data of its tensors stays in the folder's files, which must not change while it is used. Where
    * {@code modules.json} says that states are pooled, the model gives these, whatever head it has.
    *
-   * @param notes receives a line for people about tensors that the model does not use
+   * @param notes receives a line for people about tensors that the model does not use, and about what is computed of them
    * @throws org.espalier.InputException if a file is missing or invalid, or the model is none that can be read, which says
    *     why
    */
   public static OnnxModel read(Path folder, Consumer<String> notes) {
+    return read(folder, null, notes);
+  }
+
+  /**
+   * The same of one part of a model.
+   *
+   * @param part which, of a model that is two encoders; else null
+   */
+  public static OnnxModel read(Path folder, Part part, Consumer<String> notes) {
     Configuration config = Configuration.read(folder);
-    String type = config.choice("model_type", "", KNOWN.keySet());
+    String type = config.choice("model_type", "", types());
     List<String> classes = config.texts("architectures");
     Path modules = folder.resolve(SentenceModules.FILE);
     if (Files.isRegularFile(modules) && SentenceModules.read(modules).pooling() != null) {
@@ -104,10 +163,12 @@ public final class TransformersModel {
                 + " has");
       }
     }
+    Architecture architecture = architecture(config, type, classes, part);
     try (Checkpoint checkpoint = Checkpoint.open(folder)) {
       CheckpointTensors tensors = new CheckpointTensors(checkpoint);
       GraphWriter graph = new GraphWriter(tensors);
-      KNOWN.get(type).write(config, graph, classes);
+      architecture.write(config, graph, classes);
+      graph.told().forEach(notes);
       Set<String> unused =
           tensors.left().stream()
               .filter(name -> !COMPUTED.contains(name.substring(name.lastIndexOf('.') + 1)))
@@ -119,6 +180,7 @@ public final class TransformersModel {
                 + folder
                 + (unused.size() == 1 ? " is" : " are")
                 + " not part of what "
+                + (part == null ? "" : "the " + part.name().toLowerCase(Locale.ROOT) + " part of ")
                 + (classes.isEmpty() ? type : String.join(", ", classes))
                 + " computes here and left out ("
                 + NearNames.list("", unused)
@@ -133,5 +195,30 @@ public final class TransformersModel {
     return classes.isEmpty()
         ? List.of(STATES)
         : classes.stream().map(name -> HEAD.matcher(name).replaceFirst(STATES)).toList();
+  }
+
+  private static Architecture architecture(
+      Configuration config, String type, List<String> classes, Part part) {
+    Map<Part, Architecture> parts = OF_TWO.get(type);
+    if (parts == null && part != null) {
+      throw new InputException(
+          config.place()
+              + " is of one encoder (model_type "
+              + type
+              + "), which has no parts; --part is for "
+              + String.join(", ", new TreeSet<>(OF_TWO.keySet())));
+    }
+    if (parts == null) {
+      return KNOWN.get(type);
+    }
+    if (part == null && !Encoder.names(classes, ImageEncoder.CLASSIFIES)) {
+      throw new InputException(
+          config.place()
+              + " is of two encoders (model_type "
+              + type
+              + "), of texts and of images; 'espalier export' makes one ONNX model of either, by"
+              + " --part text or --part image");
+    }
+    return parts.get(part == null ? Part.IMAGE : part);
   }
 }

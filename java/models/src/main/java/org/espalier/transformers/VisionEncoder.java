@@ -2,90 +2,116 @@ package org.espalier.transformers;
 
 import static org.espalier.format.onnx.Attributes.attribute;
 
+import java.util.ArrayList;
 import java.util.List;
 
 /**
- * Image encoders of the kind of ViT: squares of an image as tokens, learned positions, norms before blocks. The graph takes
- * {@code pixel_values} [batch, channels, height, width] and gives {@code last_hidden_state}, or the {@code logits} of the
- * head that classifies images.
+ * Image encoders of the kind of ViT: learned tokens before the squares of an image, and learned positions of both. The graph
+ * gives {@code last_hidden_state}, or the {@code logits} of the head that classifies images.
  */
-final class VisionEncoder extends Encoder {
+class VisionEncoder extends ImageEncoder {
   private static final String FIRST = "embeddings.cls_token";
-  private static final String CLASSIFIES = "ForImageClassification";
 
-  private final String base;
-  private final long channels;
-  private final long side;
-  private final long patch;
+  private static final Layer NAMES =
+      new Layer(
+          ".layernorm_before",
+          ".attention.attention.query",
+          ".attention.attention.key",
+          ".attention.attention.value",
+          ".attention.output.dense",
+          ".layernorm_after",
+          ".intermediate.dense",
+          ".output.dense");
+
+  final String base;
   private final boolean bias;
 
   VisionEncoder(Configuration config, GraphWriter g) {
-    super(
-        config,
-        g,
-        Sizes.of(config),
-        config.positive("layer_norm_eps", 1e-12),
-        config.choice("hidden_act", "gelu", GraphWriter.ACTIVATIONS));
-    base = g.base("vit.", FIRST);
-    channels = config.size("num_channels", 3);
-    side = config.size("image_size", 224);
-    patch = config.size("patch_size", 16);
-    if (side < patch) {
-      throw config.wrong("image_size", "patch_size = " + patch + " or more");
-    }
+    this(config, g, "vit.", Sizes.of(config), NAMES);
+  }
+
+  VisionEncoder(Configuration config, GraphWriter g, String prefix, Sizes sizes, Layer names) {
+    super(config, g, sizes, config.positive("layer_norm_eps", 1e-12), names);
+    base = g.base(prefix, FIRST);
     bias = config.flag("qkv_bias", true);
   }
 
+  /** The learned tokens before squares that have positions. */
+  List<String> learned() {
+    return List.of(FIRST);
+  }
+
+  /** How many tokens stand before squares. */
+  long before() {
+    return learned().size();
+  }
+
   @Override
-  void write(List<String> classes) {
-    String x = embedded(g.floatInput("pixel_values", BATCH, channels, side, side));
-    for (long n = 0; n < sizes.layers(); n++) {
-      x = layer(x, base + "encoder.layer." + n);
-    }
+  final void write(List<String> classes) {
+    String x = layers(embedded(pixels()), base + "encoder.layer.", bias, null);
     x = norm(x, base + "layernorm");
-    if (names(classes, CLASSIFIES)) {
-      String logits = g.linear(first(x), "classifier", hidden, config.labels(), true);
-      g.output(LOGITS, logits, BATCH, config.labels());
-    } else {
-      g.output(STATES, x, BATCH, tokens(), hidden);
+    if (!classified(x, classes)) {
+      g.output(STATES, x, BATCH, before() + squares(), hidden);
     }
   }
 
-  private long tokens() {
-    return side / patch * (side / patch) + 1;
+  /** Gives out the logits of a head; false where none is named. */
+  boolean classified(String x, List<String> classes) {
+    boolean named = names(classes, CLASSIFIES);
+    if (named) {
+      giveLogits(first(x), "classifier", hidden);
+    }
+    return named;
   }
 
-  /** Squares by a convolution, behind one more token. */
   private String embedded(String pixels) {
-    String path = base + "embeddings.patch_embeddings.projection";
-    String filters = g.weight(path + ".weight", hidden, channels, patch, patch);
-    String squares =
-        g.node(
-            "Conv",
-            path,
-            List.of(pixels, filters, g.weight(path + ".bias", hidden)),
-            attribute("kernel_shape", new long[] {patch, patch}),
-            attribute("strides", new long[] {patch, patch}));
-    String flat = g.node("Reshape", path, List.of(squares, g.wholes(0, 0, -1)));
-    String rows = g.node("Transpose", path, List.of(flat), attribute("perm", new long[] {0, 2, 1}));
-    path = base + "embeddings";
-    String images = g.node("Unsqueeze", path, List.of(g.length(pixels, 0), g.wholes(0)));
-    String size =
-        g.node("Concat", path + "/size", List.of(images, g.wholes(1, 1)), attribute("axis", 0L));
-    String one = g.node("Expand", path, List.of(g.weight(base + FIRST, 1, 1, hidden), size));
-    String all = g.node("Concat", path, List.of(one, rows), attribute("axis", 1L));
-    String places = g.weight(path + ".position_embeddings", 1, tokens(), hidden);
-    return g.node("Add", path, List.of(all, places));
+    List<String> parts = new ArrayList<>();
+    for (String token : learned()) {
+      parts.add(forEach(pixels, g.weight(base + token, 1, 1, hidden), 1));
+    }
+    String path = base + "embeddings";
+    parts.add(squares(pixels, path + ".patch_embeddings.projection", true));
+    String all = g.node("Concat", path, parts, attribute("axis", 1L));
+    String x = g.node("Add", path, List.of(all, positions(path + ".position_embeddings")));
+    return registered(x, pixels);
   }
 
-  private String layer(String x, String path) {
-    String own = path + ".attention.attention";
-    List<String> names = List.of(own + ".query", own + ".key", own + ".value");
-    String seen = attention(norm(x, path + ".layernorm_before"), own, names, bias, null);
-    String out = g.linear(seen, path + ".attention.output.dense", hidden, hidden, true);
-    x = g.node("Add", path + ".attention", List.of(out, x));
-    String normed = norm(x, path + ".layernorm_after");
-    out = feedForward(normed, path + ".intermediate.dense", path + ".output.dense");
-    return g.node("Add", path + ".output", List.of(out, x));
+  /** The table of positions, [1, tokens, hidden]. */
+  String positions(String name) {
+    return g.weight(name, 1, learned().size() + squares(), hidden);
+  }
+
+  /** The same with learned tokens that have no positions. */
+  String registered(String x, String pixels) {
+    return x;
+  }
+
+  /** DeiT: a second learned token, which follows a teacher, and a head of its own for it. */
+  static final class Deit extends VisionEncoder {
+    private static final String FOLLOWS = "WithTeacher";
+
+    Deit(Configuration config, GraphWriter g) {
+      super(config, g, "deit.", Sizes.of(config), NAMES);
+    }
+
+    @Override
+    List<String> learned() {
+      return List.of(FIRST, "embeddings.distillation_token");
+    }
+
+    @Override
+    boolean classified(String x, List<String> classes) {
+      if (!names(classes, CLASSIFIES + FOLLOWS)) {
+        return super.classified(x, classes);
+      }
+      long labels = config.labels();
+      String second = g.node("Gather", "second", List.of(x, g.whole(1)), attribute("axis", 1L));
+      String own = g.linear(first(x), "cls_classifier", hidden, labels, true);
+      String taught = g.linear(second, "distillation_classifier", hidden, labels, true);
+      String both = g.node("Add", LOGITS, List.of(own, taught));
+      String mean = g.node("Mul", LOGITS, List.of(both, g.number(0.5f)));
+      g.output(LOGITS, mean, BATCH, labels);
+      return true;
+    }
   }
 }

@@ -66,6 +66,11 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
     return asTaken(asGiven(notes), notes);
   }
 
+  /** The same of one part of a folder's model that is two encoders; of all of it where that is null. */
+  public OnnxModel onnx(TransformersModel.Part part, Consumer<String> notes) {
+    return asTaken(TransformersModel.read(path, part, notes), notes);
+  }
+
   /**
    * Reads an ONNX model as it is.
    *

@@ -48,7 +48,7 @@ class CalibratedLinearsTest {
     switch (type) {
       case "llama" -> SmallCheckpoint.writeLanguageModel(folder, SmallLanguage.VOCABULARY);
       case "gpt2", "phi3", "gemma3_text" -> SmallCheckpoint.writeLanguageModel(folder, type);
-      case "vit" -> SmallCheckpoint.writeImageModel(folder);
+      case "vit" -> SmallCheckpoint.writeImageModel(folder, type);
       default -> SmallCheckpoint.writeTextEncoder(folder, type);
     }
     return TransformersModel.read(folder, note -> {});

@@ -32,6 +32,7 @@ import java.util.Random;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.function.Predicate;
+import org.espalier.NeedsExactProducts;
 import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -113,6 +114,7 @@ class IntegerOperatorsTest {
   }
 
   @Test
+  @NeedsExactProducts
   void operatorsBetweenConvsRunOnIntegersInOneLayout() throws OrtException, IOException {
     GraphProto.Builder g = graph(4, 16, 16, 4);
     conv(g, "x", "a", 4, 16);
@@ -175,6 +177,7 @@ class IntegerOperatorsTest {
 
   /** Behind a float Conv too, what adds to its image keeps the layout of the int8 Convs. */
   @Test
+  @NeedsExactProducts
   void anImageThatAFloatConvMakesIsLaidOutAsTheOthers() throws OrtException, IOException {
     GraphProto.Builder g = graph(4, 16, 8, 8);
     conv(g, "x", "v0", 4, 16);
@@ -196,6 +199,7 @@ class IntegerOperatorsTest {
 
   @ParameterizedTest
   @ValueSource(strings = {"HardSwish", "HardSigmoid", "Clip", "ClipFirst"})
+  @NeedsExactProducts
   void hardSwishRunsAsASumAndAProduct(String form) throws OrtException, IOException {
     GraphProto.Builder g = graph(4, 16, 8, 8);
     conv(g, "x", "a", 4, 16);
@@ -251,6 +255,7 @@ class IntegerOperatorsTest {
 
   @ParameterizedTest
   @ValueSource(floats = {1, 1.7f})
+  @NeedsExactProducts
   void swishRunsAsASigmoidAndAProduct(float alpha) throws OrtException, IOException {
     GraphProto.Builder g = graph(4, 16, 8, 8);
     conv(g, "x", "a", 4, 16);
@@ -302,6 +307,7 @@ class IntegerOperatorsTest {
   /** Relu6 and a bound below 0: the grid ends where they do. */
   @ParameterizedTest
   @CsvSource({"0, 6", "-0.4, 1e9", "-0.4, 0.3", "-1, 0"})
+  @NeedsExactProducts
   void theGridClipsAsClipDoes(float low, float high) throws OrtException, IOException {
     GraphProto.Builder g = graph(4, 16, 8, 8);
     conv(g, "x", "a", 4, 16);
@@ -345,6 +351,7 @@ class IntegerOperatorsTest {
   }
 
   @Test
+  @NeedsExactProducts
   void aMaximumWithANumberIsAClip() throws OrtException, IOException {
     GraphProto.Builder g = graph(4, 16, 8, 8);
     conv(g, "x", "a", 4, 16);
@@ -366,6 +373,7 @@ class IntegerOperatorsTest {
 
   @ParameterizedTest
   @ValueSource(booleans = {false, true})
+  @NeedsExactProducts
   void aPadWithZerosIsThePaddingOfTheConv(boolean inParts) throws OrtException {
     GraphProto.Builder g = graph(4, 8, 8, 4);
     conv(g, "x", "a", 4, 16);
@@ -412,6 +420,7 @@ class IntegerOperatorsTest {
    */
   @ParameterizedTest
   @ValueSource(booleans = {false, true})
+  @NeedsExactProducts
   void depthwiseConvsGetChannelsForTheFastKernel(boolean floatConv) throws OrtException {
     GraphProto.Builder g = graph(4, 6, 8, 4);
     conv(g, "x", "a", 4, 24);
@@ -479,6 +488,7 @@ class IntegerOperatorsTest {
   /** A gate whose few large values take the grid from all others: where the rest is right, it stays float. */
   @ParameterizedTest
   @ValueSource(booleans = {false, true})
+  @NeedsExactProducts
   void productsOfTwoImagesStayFloatWhereTheyCostTooMuch(boolean uneven) throws OrtException {
     GraphProto.Builder g = graph(4, 8, 8, 8);
     conv(g, "x", "a", 4, 8);

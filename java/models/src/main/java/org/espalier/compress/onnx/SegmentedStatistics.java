@@ -69,6 +69,9 @@ final class SegmentedStatistics {
         // Of a weight that is multiplied with a constant too, the other product tells more.
         Set<String> fixed = outputs(s.nodes().subList(0, s.fixed()));
         all.sort(Comparator.comparing(site -> fixed.contains(site.products.get(0).output)));
+        if (all.isEmpty() && s.held().isEmpty()) {
+          continue;
+        }
         List<List<ProductSite>> groups =
             all.isEmpty()
                 ? List.of(all)

@@ -181,10 +181,11 @@ final class ValueNumbers {
   /** The numbers of a shape with ones in place of what is open; null if a node makes something else. */
   private long[] chosen(NodeProto n) {
     long[] ones = isOnesForOpen(seen, n) ? of(n.getInput(1)) : null;
-    long[] shape = ones == null ? null : of(n.getInput(2)).clone();
-    if (shape == null || ones.length != shape.length) {
+    long[] told = ones == null ? null : of(n.getInput(2));
+    if (told == null || ones.length != told.length) {
       return null;
     }
+    long[] shape = told.clone();
     NodeProto equal = seen.get(n.getInput(0));
     boolean second = equal.getInput(0).equals(n.getInput(2));
     long[] open = of(equal.getInput(second ? 1 : 0));
