@@ -16,6 +16,7 @@ import org.espalier.evaluate.Savings;
 import org.espalier.evaluate.TextActivations;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.evaluate.WordNetSentences;
+import org.espalier.format.Quantity;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.recipe.LineExamples;
 import org.espalier.source.MavenEntry;
@@ -26,6 +27,9 @@ import picocli.CommandLine.Option;
 
 /** The options about the examples that a model is fitted to. */
 final class CalibrationOptions {
+  /** How many times the bytes of its constants in float32 a model takes that ONNX Runtime has loaded: it packs matrices. */
+  private static final int TIMED = 2;
+
   /** WordNet 3.1 as an artefact; the entry is one that it has. */
   private static final MavenEntry WORDNET =
       MavenEntry.parse(
@@ -230,6 +234,18 @@ final class CalibrationOptions {
     System.gc();
     Optional<ExampleTensors> few = fewTensors(made, source);
     OnnxModel original = source.asGiven(text -> {}); // said when the model was read
+    long needed = TIMED * floatBytes(original);
+    if (needed > Machine.freeMemory()) {
+      notes.accept(
+          "the speed is not told: to time "
+              + source.path()
+              + " would take "
+              + Quantity.bytes(needed)
+              + " of memory, of which "
+              + Quantity.bytes(Machine.freeMemory())
+              + " are free");
+      return Double.NaN;
+    }
     double speedup;
     if (few.isPresent()) {
       speedup = Savings.speedup(original, made, few.get());
@@ -242,6 +258,13 @@ final class CalibrationOptions {
       notes.accept("the speed is not told: ONNX Runtime does not run " + source.path() + " itself");
     }
     return speedup;
+  }
+
+  /** The bytes of a model's constants with floats of 32 bits. */
+  private static long floatBytes(OnnxModel model) {
+    return model.initializers().stream()
+        .mapToLong(i -> i.isFloat() ? Float.BYTES * i.elements() : i.byteLength())
+        .sum();
   }
 
   private int mostTensors() {

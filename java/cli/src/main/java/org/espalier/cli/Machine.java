@@ -1,11 +1,16 @@
 package org.espalier.cli;
 
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import org.espalier.InputException;
 import org.espalier.backend.CpuThreads;
 import org.espalier.backend.Isa;
 
 /** What the environment asks the kernels to run on, with its mistakes as bad input. */
 final class Machine {
+  private static final String FREE = "MemAvailable:";
+
   private Machine() {}
 
   /**
@@ -19,6 +24,20 @@ final class Machine {
     } catch (UnsupportedOperationException e) {
       throw new InputException(e.getMessage(), e);
     }
+  }
+
+  /** Bytes of memory that a process can have without others being paged out; as many as there can be where that is not known. */
+  static long freeMemory() {
+    try {
+      for (String line : Files.readAllLines(Path.of("/proc/meminfo"))) {
+        if (line.startsWith(FREE)) {
+          return 1024 * Long.parseLong(line.substring(FREE.length()).replace("kB", "").trim());
+        }
+      }
+    } catch (IOException | NumberFormatException e) {
+      return Long.MAX_VALUE;
+    }
+    return Long.MAX_VALUE;
   }
 
   /**

@@ -130,8 +130,8 @@ final class RuntimeForm {
 
   /** A matrix by columns. */
   private static OnnxInitializer turned(OnnxInitializer w, String name) {
-    return OnnxInitializer.of(
-        name, DataType.FLOAT, new long[] {w.dims()[1], w.dims()[0]}, Permutation.turned(w));
+    return OnnxInitializer.computed(
+        name, DataType.FLOAT, new long[] {w.dims()[1], w.dims()[0]}, () -> Permutation.turned(w));
   }
 
   /** Lets all nodes that read equal small constants, which are not trained, read the first of them. */

@@ -6,6 +6,7 @@ import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import com.google.protobuf.ByteString;
 import com.google.protobuf.UnsafeByteOperations;
 import java.io.IOException;
+import java.lang.ref.WeakReference;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
@@ -13,7 +14,9 @@ import java.nio.channels.FileChannel;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.Arrays;
+import java.util.List;
 import java.util.Objects;
+import java.util.function.Supplier;
 import java.util.stream.IntStream;
 import java.util.stream.LongStream;
 import org.espalier.InputException;
@@ -28,6 +31,9 @@ import org.espalier.format.HalfFloats;
 public final class OnnxInitializer {
   private static final int PART = 1 << 26;
 
+  /** Bytes of a tensor that is made anew when it is needed; smaller ones are held. */
+  private static final int LEAST_COMPUTED = 1 << 20;
+
   /** Elements that one thread converts at once. */
   private static final int CONVERTED = 1 << 16;
 
@@ -36,14 +42,31 @@ public final class OnnxInitializer {
   private final long[] dims;
   private final long elements;
 
-  /** The message, with its data; null where {@link #file} holds more than one message can. */
+  /** The message, with its data; null where {@link #file} holds more than one message can, or data is {@link #computed}. */
   private final TensorProto proto;
 
   private final Path file;
   private final long fileOffset;
 
+  /** Makes all data; null where it is there. */
+  private final Supplier<ByteBuffer> computed;
+
+  /** What {@link #computed} made last, as long as somebody uses it. */
+  private volatile WeakReference<ByteBuffer> made = new WeakReference<>(null);
+
   private OnnxInitializer(
       String name, DataType type, long[] dims, TensorProto proto, Path file, long fileOffset) {
+    this(name, type, dims, proto, file, fileOffset, null);
+  }
+
+  private OnnxInitializer(
+      String name,
+      DataType type,
+      long[] dims,
+      TensorProto proto,
+      Path file,
+      long fileOffset,
+      Supplier<ByteBuffer> computed) {
     this.name = name;
     this.type = type;
     this.dims = dims;
@@ -51,6 +74,7 @@ public final class OnnxInitializer {
     this.proto = proto;
     this.file = file;
     this.fileOffset = fileOffset;
+    this.computed = computed;
   }
 
   /**
@@ -112,6 +136,19 @@ public final class OnnxInitializer {
     }
     proto.setRawData(UnsafeByteOperations.unsafeWrap(data));
     return new OnnxInitializer(name, type, dims.clone(), proto.build(), null, 0);
+  }
+
+  /**
+   * A tensor whose data is made when it is asked for, and again when it is asked for later: of large ones, of which what they
+   * are made of is in memory or mapped anyway.
+   *
+   * @param data gives the same each time, as {@link #of} takes it; of less than 2 GiB
+   */
+  public static OnnxInitializer computed(
+      String name, DataType type, long[] dims, Supplier<ByteBuffer> data) {
+    return OnnxTensors.bytes(type, OnnxTensors.elements(dims)) < LEAST_COMPUTED
+        ? of(name, type, dims, data.get())
+        : new OnnxInitializer(name, type, dims.clone(), null, null, 0, data);
   }
 
   /** A FLOAT tensor. */
@@ -204,7 +241,9 @@ public final class OnnxInitializer {
   public ByteBuffer data(long offset, int length) {
     Objects.checkFromIndexSize(offset, length, byteLength());
     ByteBuffer part;
-    if (proto == null) {
+    if (computed != null) {
+      part = made().slice((int) offset, length);
+    } else if (proto == null) {
       try (FileChannel channel = FileChannel.open(file, StandardOpenOption.READ)) {
         part = channel.map(FileChannel.MapMode.READ_ONLY, fileOffset + offset, length);
       } catch (IOException e) {
@@ -222,8 +261,20 @@ public final class OnnxInitializer {
     return part.asReadOnlyBuffer().order(ByteOrder.LITTLE_ENDIAN);
   }
 
+  private ByteBuffer made() {
+    ByteBuffer data = made.get();
+    if (data == null) {
+      data = computed.get();
+      made = new WeakReference<>(data);
+    }
+    return data;
+  }
+
   /** All data in parts, in order, each as {@link #data(long, int)} gives it. */
   Iterable<ByteBuffer> parts() {
+    if (computed != null) {
+      return List.of(data());
+    }
     return () ->
         LongStream.iterate(0, done -> done < byteLength(), done -> done + PART)
             .mapToObj(done -> data(done, (int) Math.min(PART, byteLength() - done)))
@@ -275,7 +326,7 @@ public final class OnnxInitializer {
     if (type == DataType.FLOAT) {
       return this;
     }
-    return of(name, DataType.FLOAT, dims, converted(data()));
+    return computed(name, DataType.FLOAT, dims, () -> converted(data()));
   }
 
   /**
@@ -303,16 +354,25 @@ public final class OnnxInitializer {
         dims,
         proto == null ? null : proto.toBuilder().setName(newName).build(),
         file,
-        fileOffset);
+        fileOffset,
+        computed);
   }
 
   /** Whether the data can stand inside a model file. */
   boolean fitsMessage() {
-    return proto != null;
+    return file == null;
+  }
+
+  /** The bytes of the message with its data inside; of one that is not made yet nearly so many. */
+  long messageSize() {
+    return proto != null ? proto.getSerializedSize() : byteLength() + name.length() + dims.length;
   }
 
   /** The message with its data inside. */
   public TensorProto message() {
+    if (computed != null) {
+      return of(name, type, dims, data()).proto;
+    }
     if (proto == null) {
       throw new InputException(
           "the tensor " + name + " has " + byteLength() + " bytes and cannot stand in one message");

@@ -851,7 +851,7 @@ public final class OnnxModel {
     long size = message(List.of()).getSerializedSize() + 64L;
     for (OnnxInitializer i : initializers.values()) {
       // Typed fields can be larger than the raw data; the message knows its own size.
-      size += (i.fitsMessage() ? i.message().getSerializedSize() : i.byteLength()) + 16L;
+      size += i.messageSize() + 16L;
     }
     return size;
   }
