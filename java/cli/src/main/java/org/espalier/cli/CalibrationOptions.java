@@ -17,6 +17,7 @@ import org.espalier.evaluate.TextActivations;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.evaluate.WordNetSentences;
 import org.espalier.format.Quantity;
+import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.recipe.LineExamples;
 import org.espalier.source.MavenEntry;
@@ -234,7 +235,8 @@ final class CalibrationOptions {
     System.gc();
     Optional<ExampleTensors> few = fewTensors(made, source);
     OnnxModel original = source.asGiven(text -> {}); // said when the model was read
-    long needed = TIMED * floatBytes(original);
+    long needed =
+        TIMED * original.initializers().stream().mapToLong(OnnxInitializer::float32Bytes).sum();
     if (needed > Machine.freeMemory()) {
       notes.accept(
           "the speed is not told: to time "
@@ -258,13 +260,6 @@ final class CalibrationOptions {
       notes.accept("the speed is not told: ONNX Runtime does not run " + source.path() + " itself");
     }
     return speedup;
-  }
-
-  /** The bytes of a model's constants with floats of 32 bits. */
-  private static long floatBytes(OnnxModel model) {
-    return model.initializers().stream()
-        .mapToLong(i -> i.isFloat() ? Float.BYTES * i.elements() : i.byteLength())
-        .sum();
   }
 
   private int mostTensors() {

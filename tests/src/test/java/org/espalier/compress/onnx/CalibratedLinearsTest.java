@@ -6,6 +6,7 @@ import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.io.IOException;
 import java.nio.ByteBuffer;
@@ -28,6 +29,7 @@ import org.espalier.evaluate.ExampleActivations;
 import org.espalier.evaluate.ExampleFile;
 import org.espalier.evaluate.TextActivations;
 import org.espalier.evaluate.TextTokenizer.Tokens;
+import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
@@ -178,5 +180,37 @@ class CalibratedLinearsTest {
     new CalibratedLinears(model, source, Progress.NONE, segment)
         .fit(LinearForm.int4(0, true), weights, w -> assertNull(all.put(w.name(), w)));
     return all;
+  }
+
+  /** The same of what stays in a graph. */
+  @ParameterizedTest
+  @ValueSource(strings = {"llama", "gpt2", "vit"})
+  void blocksAreFittedAsInTheWholeModel(String type) throws IOException {
+    OnnxModel whole = model(type);
+    ActivationSource source = examples(type, whole);
+    OnnxModel cut = whole.copy();
+    quantize(whole, source, Long.MAX_VALUE);
+    quantize(cut, source, 1);
+    int integers = 0;
+    int different = 0;
+    for (OnnxInitializer i : whole.initializers()) {
+      if (i.type() == DataType.UINT8) {
+        ByteBuffer expected = i.data();
+        ByteBuffer actual = cut.initializer(i.name()).data();
+        for (int k = 0; k < expected.limit(); k++) {
+          integers += 1;
+          different += expected.get(k) == actual.get(k) ? 0 : 1;
+        }
+      }
+    }
+    assertTrue(integers > 1000, integers + " bytes");
+    assertTrue(different <= integers / 100, different + " of " + integers);
+  }
+
+  private static void quantize(OnnxModel model, ActivationSource source, long segment) {
+    BlockQuantizer.Options options = new BlockQuantizer.Options(4, 16, false, w -> true);
+    BlockQuantizer quantizer = new BlockQuantizer(model, options, segment);
+    quantizer.calibrate(source);
+    quantizer.apply();
   }
 }

@@ -10,6 +10,7 @@ import java.util.Map;
 import java.util.Set;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.RandomDraws;
 
 /**
  * Cuts a model into segments that run one after the other, each on what the ones before gave, so that the weights of one are
@@ -19,16 +20,6 @@ import org.espalier.format.onnx.OnnxModel;
 final class ModelSegments {
   /** Bytes of a segment, in float32, unless one is told: two layers of a model of a billion weights. */
   static final long BYTES = 512L << 20;
-
-  /** Operators that give another value each time. */
-  private static final Set<String> RANDOM =
-      Set.of(
-          "Bernoulli",
-          "Multinomial",
-          "RandomNormal",
-          "RandomNormalLike",
-          "RandomUniform",
-          "RandomUniformLike");
 
   /**
    * Nodes that follow one another.
@@ -50,14 +41,14 @@ final class ModelSegments {
   private ModelSegments(OnnxModel model, Set<String> weights) {
     this.model = model;
     for (OnnxInitializer i : model.initializers()) {
-      fixed.put(i.name(), i.isFloat() ? Float.BYTES * i.elements() : i.byteLength());
+      fixed.put(i.name(), i.float32Bytes());
     }
     Set<String> wanted = new HashSet<>(weights);
     int last = 0;
     for (NodeProto n : model.nodes()) {
       Set<String> uses = OnnxModel.uses(n);
       boolean reads = uses.stream().anyMatch(wanted::contains);
-      if (!RANDOM.contains(n.getOpType()) && fixed.keySet().containsAll(uses)) {
+      if (!RandomDraws.isOne(n) && fixed.keySet().containsAll(uses)) {
         long bytes = uses.stream().mapToLong(fixed::get).sum();
         n.getOutputList().forEach(value -> fixed.put(value, bytes));
         if (reads) {

@@ -218,6 +218,11 @@ public final class OnnxInitializer {
     return OnnxTensors.bytes(type, elements);
   }
 
+  /** The bytes that it takes where floats have 32 bits. */
+  public long float32Bytes() {
+    return isFloat() ? Float.BYTES * elements : byteLength();
+  }
+
   /**
    * All data, little-endian, in a direct read-only buffer that is aligned for its element type: a
    * view where the file allows it, otherwise a copy.

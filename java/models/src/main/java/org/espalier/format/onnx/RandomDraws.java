@@ -18,11 +18,16 @@ public final class RandomDraws {
 
   private RandomDraws() {}
 
+  /** Whether a node is one. */
+  public static boolean isOne(NodeProto n) {
+    return OnnxModel.isOwn(n) && OPERATORS.contains(n.getOpType());
+  }
+
   /** That a model has such nodes, without a seed of their own, for people; empty where it has none. */
   public static Optional<String> of(OnnxModel model) {
     List<NodeProto> drawing =
         model.allNodes().stream()
-            .filter(n -> OnnxModel.isOwn(n) && OPERATORS.contains(n.getOpType()))
+            .filter(RandomDraws::isOne)
             .filter(n -> n.getAttributeList().stream().noneMatch(a -> a.getName().equals("seed")))
             .toList();
     if (drawing.isEmpty()) {
