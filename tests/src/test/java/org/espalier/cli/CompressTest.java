@@ -434,8 +434,10 @@ stages:
   }
 
   /** The integers and scales of both files are those that training saw. */
-  @Test
-  void compressedTensorsHoldTheIntegersOfTheOnnxModel() throws IOException {
+  @ParameterizedTest
+  @CsvSource({"dynamic, false", "dynamic, true", "static, false", "static, true"})
+  void compressedTensorsHoldTheIntegersOfTheOnnxModel(String form, boolean unsigned)
+      throws IOException {
     Files.writeString(folder.resolve("config.json"), "{\"model_type\": \"bert\"}");
     Map<String, String> names = Map.of("w", "body.weight", "w2", "head.weight");
     ModelProto.Builder model = SmallModels.mlp().toBuilder();
@@ -458,6 +460,10 @@ stages:
             "--set",
             "model.config=config.json",
             "--set",
+            "quantize.form=" + form,
+            "--set",
+            "quantize.unsigned-weights=" + unsigned,
+            "--set",
             "quantize.fit=false",
             "--set",
             "export.formats=[compressed-tensors, safetensors]")
@@ -479,7 +485,8 @@ stages:
               .data();
       for (int o = 0; o < 6; o++) {
         for (int i = 0; i < 8; i++) {
-          assertEquals(columns.get(columns.position() + 6 * i + o), rows.get(8 * o + i));
+          byte stored = columns.get(columns.position() + 6 * i + o);
+          assertEquals((byte) (unsigned ? stored - 128 : stored), rows.get(8 * o + i));
         }
       }
       assertEquals(List.of(6L, 1L), file.tensor("body.weight_scale").shape());

@@ -618,6 +618,9 @@ class QuantizeTest {
     // Before the model is looked for, which may be got from elsewhere.
     refused("--block 8: 16", folder.resolve("no.onnx"), "-o", out, "--to=onnx-int4", "--block=8");
     refused("--reduce-range is for", onnx, "-o", out, "--to", "onnx-int4", "--reduce-range");
+    refused("--unsigned-weights is for", onnx, "-o", out, "--to=onnx-int4", "--unsigned-weights");
+    refused(
+        "one is right", onnx, "-o", out, "--to=onnx-qdq", "--reduce-range", "--unsigned-weights");
     refused("--size is for", onnx, "-o", out, "--to", "onnx-int8", "--size", "0.2");
     refused("above 0 and below 1", onnx, "-o", out, "--to", "onnx-int4", "--size", "1");
     refused("above 0 and below 1", onnx, "-o", out, "--to", "onnx-int4", "--size", "NaN");

@@ -58,6 +58,19 @@ class RecipeTest {
   }
 
   @Test
+  void productsThatSaturateAreToldWithWhatHelps() {
+    String told = ReportBuilder.saturating(parse(RIGHT), true).orElseThrow();
+    assertTrue(told.contains("VNNI") && told.contains("unsigned-weights: true"), told);
+    assertEquals(Optional.empty(), ReportBuilder.saturating(parse(RIGHT), false));
+    for (String exact : List.of("form=int4", "unsigned-weights=true", "reduce-range=true")) {
+      Recipe recipe = parse(RIGHT, "quantize." + exact);
+      assertEquals(Optional.empty(), ReportBuilder.saturating(recipe, true), exact);
+    }
+    String floats = RIGHT.substring(0, RIGHT.indexOf("  - kind: quantize"));
+    assertEquals(Optional.empty(), ReportBuilder.saturating(parse(floats), true));
+  }
+
+  @Test
   void whatIsSlowerIsToldWithWhatHelps() {
     String dynamic = ReportBuilder.slower(parse(RIGHT), 0.5).orElseThrow();
     assertTrue(dynamic.startsWith("the quantized model is slower here"), dynamic);
@@ -256,6 +269,12 @@ class RecipeTest {
         wrong("epochs: 2", "block: 64", "recipe.yaml:14", "form: int4"),
         wrong("epochs: 2", "form: int4\n    block: 48", "recipe.yaml:15", "16, 32, 64"),
         wrong("epochs: 2", "form: int4\n    reduce-range: true", "recipe.yaml:15", "8 bits"),
+        wrong("epochs: 2", "form: int4\n    unsigned-weights: true", "recipe.yaml:15", "8 bits"),
+        wrong(
+            "epochs: 2",
+            "reduce-range: true\n    unsigned-weights: true",
+            "recipe.yaml:15",
+            "have a sign"),
         wrong("epochs: 2", "size: 0.2", "recipe.yaml:14", "it is for form: int4"),
         wrong(
             "epochs: 2",

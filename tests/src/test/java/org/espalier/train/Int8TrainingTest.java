@@ -37,6 +37,7 @@ import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.Int8Model;
 import org.espalier.compress.onnx.StaticQuantizer;
+import org.espalier.compress.onnx.WeightIntegers;
 import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.HalfModels;
 import org.espalier.format.onnx.HalfPrecision;
@@ -550,7 +551,7 @@ class Int8TrainingTest {
     Quantization sevenBits =
         Quantization.dynamic()
             .withFit(false)
-            .with(new Quantization.Weights(true, 32, 0, false, false));
+            .with(new Quantization.Weights(WeightIntegers.INT7, 32, 0, false, false));
     Compression.Job job =
         new Compression.Job(
             OnnxCompressionTest.classifier(),

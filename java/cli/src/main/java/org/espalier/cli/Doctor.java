@@ -87,7 +87,7 @@ final class Doctor implements Callable<Integer> {
     table.add(
         "int8",
         saturates
-            ? "ONNX Runtime's 8-bit products saturate here: quantize with --reduce-range"
+            ? "ONNX Runtime's 8-bit products saturate here: quantize with --unsigned-weights"
             : "ONNX Runtime's 8-bit products are exact here");
     table.add("java", java + " in " + System.getProperty("java.home"));
     table.add("natives", library);

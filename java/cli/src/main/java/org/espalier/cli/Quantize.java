@@ -28,6 +28,7 @@ import org.espalier.compress.onnx.Int8Saturation;
 import org.espalier.compress.onnx.OutputError;
 import org.espalier.compress.onnx.Slowdown;
 import org.espalier.compress.onnx.StaticQuantizer;
+import org.espalier.compress.onnx.WeightIntegers;
 import org.espalier.compress.onnx.WeightQuantizer;
 import org.espalier.device.Device;
 import org.espalier.format.AtomicFile;
@@ -137,8 +138,15 @@ final class Quantize implements Callable<Integer> {
       names = "--reduce-range",
       description =
           "Weights of 7 bits, for processors whose 8-bit products saturate ('espalier doctor' says"
-              + " so).")
+              + " so), as fast as 8 there.")
   private boolean reduceRange;
+
+  @Option(
+      names = "--unsigned-weights",
+      description =
+          "Weights of uint8 about 128 instead of int8, with which products are exact on those"
+              + " processors too, at some of the speed there; on others they may be slower.")
+  private boolean unsignedWeights;
 
   @Option(
       names = "--block",
@@ -248,8 +256,13 @@ final class Quantize implements Callable<Integer> {
     if (size != null && !(size > 0 && size < 1)) {
       throw new InputException("--size " + size + "; above 0 and below 1 is right");
     }
-    if (reduceRange && (form.hasBlocks() || form == QuantizeForm.ONNX_FLOAT16)) {
-      throw new InputException("--reduce-range is for --to onnx-dynamic and onnx-qdq");
+    if (integersOption() != null && (form.hasBlocks() || form == QuantizeForm.ONNX_FLOAT16)) {
+      throw new InputException(integersOption() + " is for --to onnx-dynamic and onnx-qdq");
+    }
+    if (reduceRange && unsignedWeights) {
+      throw new InputException(
+          "--reduce-range and --unsigned-weights are two ways around products that saturate; one"
+              + " is right");
     }
     if (form.isCheckpoint()) {
       rejectForCheckpoint(form);
@@ -257,8 +270,20 @@ final class Quantize implements Callable<Integer> {
     rejectUnseenOutputs();
   }
 
+  /** What option says which integers of 8 bits weights become; null where none does. */
+  private String integersOption() {
+    return reduceRange ? "--reduce-range" : unsignedWeights ? "--unsigned-weights" : null;
+  }
+
+  private WeightIntegers integers() {
+    return reduceRange
+        ? WeightIntegers.INT7
+        : unsignedWeights ? WeightIntegers.UINT8 : WeightIntegers.INT8;
+  }
+
   private void rejectForCheckpoint(QuantizeForm form) {
-    String option = reduceRange ? "--reduce-range" : floatEmbeddings ? "--float-embeddings" : null;
+    String option =
+        integersOption() != null ? integersOption() : floatEmbeddings ? "--float-embeddings" : null;
     if (option != null) {
       throw new InputException(option + " is for ONNX models");
     }
@@ -326,7 +351,7 @@ final class Quantize implements Callable<Integer> {
 
   private void quantizeOnnx(ModelSource source, Path target, QuantizeForm form, Clipping clipping) {
     long begin = System.nanoTime();
-    if (!reduceRange
+    if (integersOption() == null
         && form != QuantizeForm.ONNX_FLOAT16
         && (form != QuantizeForm.ONNX_INT4 || size != null)
         && Int8Saturation.onThisMachine()) {
@@ -334,8 +359,7 @@ final class Quantize implements Callable<Integer> {
           form.hasBlocks()
               ? "warning: this processor lacks VNNI, where 8-bit products of ONNX Runtime may"
                   + " saturate and falsify answers; 'espalier evaluate' tells"
-              : "warning: 8-bit products of ONNX Runtime saturate on this processor (it lacks"
-                  + " VNNI), which falsifies answers; --reduce-range avoids it");
+              : "warning: " + Int8Saturation.warning("--unsigned-weights"));
     }
     OnnxModel onnx = source.onnx(common::note);
     AtomicFile.check(target, onnx.files().toArray(Path[]::new));
@@ -417,7 +441,7 @@ final class Quantize implements Callable<Integer> {
 
   private DynamicQuantizer dynamic(OnnxModel onnx, Predicate<OnnxWeight> choice) {
     return new DynamicQuantizer(
-        onnx, new DynamicQuantizer.Options(reduceRange, !floatEmbeddings, choice));
+        onnx, new DynamicQuantizer.Options(integers(), !floatEmbeddings, choice));
   }
 
   private BlockQuantizer blocks(QuantizeForm form, OnnxModel onnx, Predicate<OnnxWeight> choice) {
@@ -471,7 +495,7 @@ final class Quantize implements Callable<Integer> {
       Progress progress) {
     StaticQuantizer quantizer =
         new StaticQuantizer(
-            onnx, new StaticQuantizer.Options(reduceRange, !floatEmbeddings, choice));
+            onnx, new StaticQuantizer.Options(integers(), !floatEmbeddings, choice));
     quantizer.tell(progress::update);
     ActivationSource examples = calibration.fixed(onnx, source, tokenizer, common::note, progress);
     Optional<OutputError> error = error(source, onnx, judged);

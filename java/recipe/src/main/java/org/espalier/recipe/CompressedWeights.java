@@ -48,6 +48,7 @@ final class CompressedWeights {
       quantized.putAll(dynamic(exported));
       quantized.putAll(fixed(exported));
     }
+    Map<String, List<NodeProto>> consumers = dense.consumers();
     List<Weight> weights = new ArrayList<>();
     for (GraphParameters.Entry e : GraphParameters.of(dense).parameters()) {
       OnnxInitializer tensor = dense.constant(e.constant());
@@ -56,12 +57,19 @@ final class CompressedWeights {
       String name = DenseWeights.plain(e.name());
       Integers q =
           linear && e.nodes().size() == 1 && name.endsWith(".weight") && !WeightNames.isHead(name)
-              ? quantized.get(e.nodes().get(0))
+              ? integers(quantized, consumers, e.nodes().get(0))
               : null;
       ByteBuffer floats = q == null ? DenseWeights.bytes(tensor, e) : null;
       weights.add(new Weight(name, DenseWeights.shape(e, dims), floats, q, linear));
     }
     CompressedTensorsFolder.write(target, config, form, weights);
+  }
+
+  /** Those of a product, which the quantized model may have made one with the addition of its bias; null for none. */
+  private static Integers integers(
+      Map<String, Integers> quantized, Map<String, List<NodeProto>> consumers, String product) {
+    NodeProto sum = quantized.containsKey(product) ? null : only(consumers, product, "Add");
+    return quantized.get(sum == null ? product : sum.getOutput(0));
   }
 
   /**
@@ -139,7 +147,7 @@ final class CompressedWeights {
     for (NodeProto n : model.nodes()) {
       OnnxInitializer values =
           n.getOpType().equals("DequantizeLinear") ? model.constant(n.getInput(0)) : null;
-      if (values == null || values.type() != DataType.INT8 || values.dims().length != 2) {
+      if (values == null || values.dims().length != 2 || !isOfBytes(values)) {
         continue;
       }
       for (NodeProto product : consumers.getOrDefault(n.getOutput(0), List.of())) {
@@ -170,7 +178,7 @@ final class CompressedWeights {
   }
 
   private static ByteBuffer rows(OnnxInitializer tensor, boolean transposed) {
-    ByteBuffer data = tensor.data();
+    ByteBuffer data = tensor.type() == DataType.UINT8 ? signed(tensor.data()) : tensor.data();
     if (!transposed) {
       return data;
     }
@@ -183,6 +191,19 @@ final class CompressedWeights {
       }
     }
     return rows.flip();
+  }
+
+  private static boolean isOfBytes(OnnxInitializer tensor) {
+    return tensor.type() == DataType.INT8 || tensor.type() == DataType.UINT8;
+  }
+
+  /** Integers about 128, as quantize stages make uint8, about 0. */
+  private static ByteBuffer signed(ByteBuffer data) {
+    ByteBuffer signed = ByteBuffer.allocate(data.remaining());
+    while (data.hasRemaining()) {
+      signed.put((byte) (data.get() - 128));
+    }
+    return signed.flip();
   }
 
   private static ByteBuffer scales(OnnxInitializer tensor) {

@@ -8,6 +8,7 @@ import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
 import org.espalier.backend.CpuThreads;
+import org.espalier.compress.onnx.Int8Saturation;
 import org.espalier.evaluate.MeasuredModel;
 import org.espalier.format.FileTree;
 import org.espalier.torch.Libtorch;
@@ -115,6 +116,8 @@ public final class RecipeRun {
     }
     folder.check(resume);
     boolean existed = folder.exists();
+    ReportBuilder.saturating(recipe, Int8Saturation.onThisMachine())
+        .ifPresent(warning -> host.note("warning: " + warning));
     host.progress("reading", 0, 0);
     RunInputs inputs;
     try {

@@ -7,8 +7,11 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.stream.Stream;
 import org.espalier.InputException;
+import org.espalier.compress.onnx.Int8Saturation;
 import org.espalier.compress.onnx.Slowdown;
+import org.espalier.compress.onnx.WeightIntegers;
 import org.espalier.evaluate.Requirement;
 import org.espalier.evaluate.Requirement.Verdict;
 import org.espalier.image.Thumbnail;
@@ -153,8 +156,11 @@ final class ReportBuilder {
     JsonNode measured = fidelity != null ? node(fidelity) : lastStage().get("fidelity").deepCopy();
     measured.path("changed_answers").forEach(answer -> show((ObjectNode) answer, data));
     root.set("fidelity", measured);
-    slower(recipe, measured.path("speedup").asDouble(Double.NaN))
-        .ifPresent(slower -> root.putArray("warnings").add(slower));
+    Stream.of(
+            saturating(recipe, Int8Saturation.onThisMachine()),
+            slower(recipe, measured.path("speedup").asDouble(Double.NaN)))
+        .flatMap(Optional::stream)
+        .forEach(warning -> root.withArray("warnings").add(warning));
     for (Requirement requirement : recipe.requirements().all()) {
       Verdict verdict = requirement.verdict(null, key -> measured.path(key).asDouble(Double.NaN));
       root.withArray("requirements").add(node(verdict.toMap()));
@@ -255,17 +261,33 @@ final class ReportBuilder {
     return given;
   }
 
+  /**
+   * A warning that products of the quantized model saturate where it is measured, with what helps; empty where they do not.
+   *
+   * @param saturates whether ONNX Runtime's products of int8 do
+   */
+  static Optional<String> saturating(Recipe recipe, boolean saturates) {
+    return quantizations(recipe)
+        .filter(q -> q.form() != Quantization.Form.INT4)
+        .filter(q -> q.weights().integers() == WeightIntegers.INT8)
+        .filter(q -> saturates)
+        .map(q -> Int8Saturation.warning("unsigned-weights: true where they are quantized"))
+        .findFirst();
+  }
+
+  private static Stream<Quantization> quantizations(Recipe recipe) {
+    return recipe.stages().stages().stream()
+        .filter(Stage.Quantize.class::isInstance)
+        .map(stage -> ((Stage.Quantize) stage).quantization());
+  }
+
   /** A warning that a quantized model is slower than the original, with what helps; empty where it is not slower. */
   static Optional<String> slower(Recipe recipe, double speedup) {
-    List<Stage.Quantize> quantized =
-        recipe.stages().stages().stream()
-            .filter(Stage.Quantize.class::isInstance)
-            .map(Stage.Quantize.class::cast)
-            .toList();
+    Optional<Quantization> quantized = quantizations(recipe).findFirst();
     if (quantized.isEmpty()) {
       return Optional.empty();
     }
-    Quantization.Form form = quantized.get(0).quantization().form();
+    Quantization.Form form = quantized.get().form();
     String other =
         switch (form) {
           case DYNAMIC ->

@@ -7,6 +7,7 @@ import org.espalier.InputException;
 import org.espalier.compress.Glob;
 import org.espalier.compress.onnx.BlockQuantizer;
 import org.espalier.compress.onnx.Clipping;
+import org.espalier.compress.onnx.WeightIntegers;
 import org.espalier.op.MagnitudePrune;
 import org.espalier.train.Objective;
 import org.espalier.train.Optimizer;
@@ -250,7 +251,7 @@ final class StageReader {
           "it is for form: static");
     }
     if (form == Quantization.Form.INT4) {
-      refuse(List.of("reduce-range"), "it is for 8 bits");
+      refuse(List.of("reduce-range", "unsigned-weights"), "it is for 8 bits");
       try {
         BlockQuantizer.requireBlock(s.small("block"));
       } catch (InputException e) {
@@ -272,7 +273,7 @@ final class StageReader {
     return new Quantization(
         form,
         new Quantization.Weights(
-            s.flag("reduce-range"),
+            integers(),
             s.small("block"),
             s.given("size") ? s.real("size") : 0,
             s.flag("embeddings"),
@@ -284,6 +285,15 @@ final class StageReader {
             s.flag("learn-ranges")),
         s.flag("fit"),
         names());
+  }
+
+  private WeightIntegers integers() {
+    if (s.flag("reduce-range") && s.flag("unsigned-weights")) {
+      throw s.wrong("unsigned-weights", "weights of 7 bits, which reduce-range makes, have a sign");
+    }
+    return s.flag("reduce-range")
+        ? WeightIntegers.INT7
+        : s.flag("unsigned-weights") ? WeightIntegers.UINT8 : WeightIntegers.INT8;
   }
 
   /** Refuses keys that have no effect beside the others. */

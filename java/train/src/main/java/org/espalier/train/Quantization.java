@@ -7,6 +7,7 @@ import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.compress.onnx.TrainableQuantizer;
+import org.espalier.compress.onnx.WeightIntegers;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 
@@ -40,7 +41,7 @@ public record Quantization(
   /**
    * How weights are rounded.
    *
-   * @param reduceRange 7 bits, for processors whose 8-bit products saturate; not of {@code INT4}
+   * @param integers which 8 bits; of {@code INT4} INT8, which says nothing
    * @param block of {@code INT4}: how many input channels share a scale, as {@link
    *     org.espalier.compress.onnx.BlockQuantizer.Options} has it
    * @param size of {@code INT4}: the share of the model's bytes that the result may take, in (0, 1): the weights whose 4
@@ -50,7 +51,7 @@ public record Quantization(
    *     in their place, while integers stay as they are
    */
   public record Weights(
-      boolean reduceRange, int block, double size, boolean embeddings, boolean learnScales) {
+      WeightIntegers integers, int block, double size, boolean embeddings, boolean learnScales) {
     public Weights {
       if (!(size >= 0 && size < 1)) {
         throw new IllegalArgumentException("size " + size + "; it is in [0, 1)");
@@ -59,17 +60,17 @@ public record Quantization(
 
     /** The same with blocks of another length. */
     public Weights withBlock(int other) {
-      return new Weights(reduceRange, other, size, embeddings, learnScales);
+      return new Weights(integers, other, size, embeddings, learnScales);
     }
 
     /** The same with scales that are parameters, or constants. */
     public Weights withLearnedScales(boolean learned) {
-      return new Weights(reduceRange, block, size, embeddings, learned);
+      return new Weights(integers, block, size, embeddings, learned);
     }
 
     /** The same with another size. */
     public Weights withSize(double share) {
-      return new Weights(reduceRange, block, share, embeddings, learnScales);
+      return new Weights(integers, block, share, embeddings, learnScales);
     }
   }
 
@@ -108,8 +109,8 @@ public record Quantization(
     if (ranges.learned() && form != Form.STATIC) {
       throw new IllegalArgumentException("only fixed ranges can be learned");
     }
-    if (weights.reduceRange() && form == Form.INT4) {
-      throw new IllegalArgumentException("weights of 4 bits cannot have 7");
+    if (weights.integers() != WeightIntegers.INT8 && form == Form.INT4) {
+      throw new IllegalArgumentException("weights of 4 bits are no " + weights.integers());
     }
     if (weights.size() > 0 && (form != Form.INT4 || !fit)) {
       throw new IllegalArgumentException("a size is for weights of 4 bits that are fitted");
@@ -135,7 +136,8 @@ public record Quantization(
   public static Quantization of(Form form) {
     return new Quantization(
         form,
-        new Weights(false, BlockQuantizer.Options.block(4), 0, true, form == Form.INT4),
+        new Weights(
+            WeightIntegers.INT8, BlockQuantizer.Options.block(4), 0, true, form == Form.INT4),
         Ranges.still(new Clipping.MeanSquaredError()),
         true,
         name -> true);
@@ -150,13 +152,13 @@ public record Quantization(
     // A model that was prepared before has names of its own for the weights.
     Predicate<OnnxWeight> included =
         w -> include.test(w.name().replaceFirst(TrainableQuantizer.LATENT + "(_\\d+)?$", ""));
-    boolean reduced = weights.reduceRange();
+    WeightIntegers integers = weights.integers();
     boolean embeddings = weights.embeddings();
     return switch (form) {
       case DYNAMIC ->
-          new DynamicQuantizer(model, new DynamicQuantizer.Options(reduced, embeddings, included));
+          new DynamicQuantizer(model, new DynamicQuantizer.Options(integers, embeddings, included));
       case STATIC ->
-          new StaticQuantizer(model, new StaticQuantizer.Options(reduced, embeddings, included));
+          new StaticQuantizer(model, new StaticQuantizer.Options(integers, embeddings, included));
       case INT4 ->
           new BlockQuantizer(
               model, new BlockQuantizer.Options(4, weights.block(), embeddings, included));

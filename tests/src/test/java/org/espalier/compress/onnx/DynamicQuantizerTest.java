@@ -48,7 +48,8 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
-import org.junit.jupiter.params.provider.ValueSource;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.MethodSource;
 
 /** Dynamically quantized models run in ONNX Runtime, in the form it fuses, and answer as the originals. */
 class DynamicQuantizerTest {
@@ -162,10 +163,10 @@ class DynamicQuantizerTest {
     return Math.sqrt(difference / expected.length);
   }
 
-  private static OnnxModel quantized(ModelProto proto, boolean calibrated, boolean reduceRange) {
+  private static OnnxModel quantized(ModelProto proto, boolean calibrated, WeightIntegers weights) {
     OnnxModel model = OnnxModel.of(proto, "test");
     DynamicQuantizer q =
-        new DynamicQuantizer(model, new DynamicQuantizer.Options(reduceRange, true, w -> true));
+        new DynamicQuantizer(model, new DynamicQuantizer.Options(weights, true, w -> true));
     if (calibrated) {
       q.calibrate(DynamicQuantizerTest::examples);
     }
@@ -207,20 +208,20 @@ class DynamicQuantizerTest {
     assertArrayEquals(run(OnnxModel.of(proto, "norm")), run(model), 2e-3f);
   }
 
-  @Test
-  @NeedsExactProducts
-  void calibrationTakesAwayMostOfTheError() throws OrtException {
+  @ParameterizedTest
+  @MethodSource("org.espalier.ExactProducts#weights")
+  void calibrationTakesAwayMostOfTheError(WeightIntegers weights) throws OrtException {
     float[] expected = run(OnnxModel.of(block(null), "block"));
-    double plain = error(expected, run(quantized(block(null), false, false)));
-    double fitted = error(expected, run(quantized(block(null), true, false)));
+    double plain = error(expected, run(quantized(block(null), false, weights)));
+    double fitted = error(expected, run(quantized(block(null), true, weights)));
     assertTrue(plain > 0.05, "plain error " + plain);
     assertTrue(fitted < plain / 4, "error " + fitted + " after calibration, " + plain + " before");
   }
 
   @Test
   void calibrationIsDeterministic() {
-    OnnxModel a = quantized(block(null), true, false);
-    OnnxModel b = quantized(block(null), true, false);
+    OnnxModel a = quantized(block(null), true, WeightIntegers.INT8);
+    OnnxModel b = quantized(block(null), true, WeightIntegers.INT8);
     assertEquals(a.toProto(), b.toProto());
   }
 
@@ -234,14 +235,16 @@ class DynamicQuantizerTest {
     assertArrayEquals(run(OnnxModel.of(block("Relu"), "block")), run(model), 2e-3f);
   }
 
-  @Test
-  void theRuntimeFusesEveryProductWithItsBias(@TempDir Path folder) throws Exception {
+  @ParameterizedTest
+  @EnumSource(WeightIntegers.class)
+  void theRuntimeFusesEveryProductWithItsBias(WeightIntegers weights, @TempDir Path folder)
+      throws Exception {
     for (boolean calibrated : new boolean[] {false, true}) {
       Path optimized = folder.resolve(calibrated + ".onnx");
       try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
         options.setOptimizedModelFilePath(optimized.toString());
         ENVIRONMENT
-            .createSession(quantized(block(null), calibrated, false).toBuffer(), options)
+            .createSession(quantized(block(null), calibrated, weights).toBuffer(), options)
             .close();
       }
       Map<String, Integer> ops = new TreeMap<>();
@@ -268,16 +271,24 @@ class DynamicQuantizerTest {
             .addInitializer(matrix("w", w, 3, 3))
             .addNode(node("MatMul", "m", List.of("x", "w"), "y"))
             .addOutput(value("y", DataType.FLOAT, -1, 3));
-    OnnxModel q = quantized(SmallModels.model(13, g), false, false);
+    OnnxModel q = quantized(SmallModels.model(13, g), false, WeightIntegers.INT8);
     assertArrayEquals(
         new byte[] {127, 0, -127, -64, 0, 1, 0, 0, 127}, bytes(q.initializer("w_quantized")));
     FloatBuffer scales = q.initializer("w_scale").floats();
     assertEquals(1.27f / 127, scales.get(0));
     assertEquals(2.54f / 127, scales.get(1), "a channel of zeros");
     assertEquals(2.54f / 127, scales.get(2));
-    OnnxModel reduced = quantized(SmallModels.model(13, g), false, true);
+    OnnxModel reduced = quantized(SmallModels.model(13, g), false, WeightIntegers.INT7);
     assertArrayEquals(
         new byte[] {63, 0, -63, -32, 0, 0, 0, 0, 63}, bytes(reduced.initializer("w_quantized")));
+    OnnxModel unsigned = quantized(SmallModels.model(13, g), false, WeightIntegers.UINT8);
+    byte zero = (byte) 128;
+    assertEquals(DataType.UINT8, unsigned.initializer("w_quantized").type());
+    assertArrayEquals(
+        new byte[] {(byte) 255, zero, 1, 64, zero, (byte) 129, zero, zero, (byte) 255},
+        bytes(unsigned.initializer("w_quantized")));
+    assertArrayEquals(new byte[] {zero}, bytes(unsigned.initializer("weight_zero_point")));
+    assertEquals(scales.get(2), unsigned.initializer("w_scale").floats().get(2));
   }
 
   private static byte[] bytes(OnnxInitializer i) {
@@ -286,9 +297,9 @@ class DynamicQuantizerTest {
     return b;
   }
 
-  @Test
-  @NeedsExactProducts
-  void aChannelOfZerosStaysZeroAfterCalibration() throws OrtException {
+  @ParameterizedTest
+  @MethodSource("org.espalier.ExactProducts#weights")
+  void aChannelOfZerosStaysZeroAfterCalibration(WeightIntegers weights) throws OrtException {
     ModelProto.Builder proto = block(null).toBuilder();
     GraphProto.Builder g = proto.getGraphBuilder();
     for (int i = 0; i < g.getInitializerCount(); i++) {
@@ -296,7 +307,7 @@ class DynamicQuantizerTest {
         g.setInitializer(i, matrix("wq", new float[WIDTH * 24], WIDTH, 24));
       }
     }
-    OnnxModel q = quantized(proto.build(), true, false);
+    OnnxModel q = quantized(proto.build(), true, weights);
     for (float v : run(q)) {
       assertTrue(Float.isFinite(v));
     }
@@ -317,10 +328,12 @@ class DynamicQuantizerTest {
         }
       }
       InputException plain =
-          assertThrows(InputException.class, () -> quantized(proto.build(), false, false));
+          assertThrows(
+              InputException.class, () -> quantized(proto.build(), false, WeightIntegers.INT8));
       assertTrue(plain.getMessage().contains("wo"), plain.getMessage());
       InputException fitted =
-          assertThrows(InputException.class, () -> quantized(proto.build(), true, false));
+          assertThrows(
+              InputException.class, () -> quantized(proto.build(), true, WeightIntegers.INT8));
       assertTrue(fitted.getMessage().contains("wo"), fitted.getMessage());
     }
   }
@@ -342,7 +355,8 @@ class DynamicQuantizerTest {
       DynamicQuantizer dynamic =
           new DynamicQuantizer(
               OnnxModel.of(proto.build(), "test"),
-              new DynamicQuantizer.Options(false, true, c -> all || !c.name().equals("wq")));
+              new DynamicQuantizer.Options(
+                  WeightIntegers.INT8, true, c -> all || !c.name().equals("wq")));
       InputException e =
           assertThrows(
               InputException.class, () -> dynamic.calibrate(DynamicQuantizerTest::examples));
@@ -350,7 +364,8 @@ class DynamicQuantizerTest {
       StaticQuantizer fixed =
           new StaticQuantizer(
               OnnxModel.of(proto.build(), "test"),
-              new StaticQuantizer.Options(false, true, c -> all || !c.name().equals("wq")));
+              new StaticQuantizer.Options(
+                  WeightIntegers.INT8, true, c -> all || !c.name().equals("wq")));
       e =
           assertThrows(
               InputException.class,
@@ -371,7 +386,8 @@ class DynamicQuantizerTest {
       }
     }
     InputException e =
-        assertThrows(InputException.class, () -> quantized(proto.build(), true, false));
+        assertThrows(
+            InputException.class, () -> quantized(proto.build(), true, WeightIntegers.INT8));
     assertTrue(
         e.getMessage().contains("the constant bk is NaN at element 5, which may be why"),
         e.getMessage());
@@ -478,7 +494,7 @@ class DynamicQuantizerTest {
 
   @Test
   void aGemmAndAnEmbeddingAreQuantizedAndConvIsNot() throws OrtException {
-    OnnxModel mlp = quantized(SmallModels.mlp(), false, false);
+    OnnxModel mlp = quantized(SmallModels.mlp(), false, WeightIntegers.INT8);
     assertEquals(2, operators(mlp).get("MatMulInteger"));
     assertFalse(operators(mlp).containsKey("Gemm"));
     OnnxModel cnn = OnnxModel.of(SmallModels.cnn(), "cnn");
@@ -561,12 +577,18 @@ class DynamicQuantizerTest {
   }
 
   @ParameterizedTest
-  @ValueSource(booleans = {false, true})
-  @NeedsExactProducts
-  void anEmbeddingThatIsAProductTooIsStoredOnce(boolean calibrated) throws OrtException {
+  @MethodSource("org.espalier.ExactProducts#weights")
+  void anEmbeddingThatIsAProductTooIsStoredOnce(WeightIntegers weights) throws OrtException {
+    for (boolean calibrated : new boolean[] {false, true}) {
+      storesOnce(weights, calibrated);
+    }
+  }
+
+  private static void storesOnce(WeightIntegers weights, boolean calibrated) throws OrtException {
     float[] expected = run(OnnxModel.of(tied(), "tied"));
     OnnxModel model = OnnxModel.of(tied(), "tied");
-    DynamicQuantizer q = new DynamicQuantizer(model, DynamicQuantizer.Options.defaults());
+    DynamicQuantizer q =
+        new DynamicQuantizer(model, new DynamicQuantizer.Options(weights, true, w -> true));
     assertTrue(q.skipped().isEmpty(), q.skipped().toString());
     assertEquals(1, Collections.frequency(q.quantized(), "table"));
     if (calibrated) {
@@ -575,7 +597,7 @@ class DynamicQuantizerTest {
       assertArrayEquals(expected, run(model), 2e-3f);
     }
     q.apply();
-    assertStoredOnce(model);
+    assertStoredOnce(model, weights.type());
     float[] found = run(model);
     double[] squares = new double[2];
     double[] errors = new double[2];
@@ -590,11 +612,11 @@ class DynamicQuantizerTest {
     assertTrue(Math.sqrt(errors[1] / squares[1]) < bound, "of the rows: " + errors[1]);
   }
 
-  private static void assertStoredOnce(OnnxModel model) {
+  private static void assertStoredOnce(OnnxModel model, DataType type) {
     List<OnnxInitializer> large =
         model.initializers().stream().filter(i -> i.elements() == 40 * WIDTH).toList();
     assertEquals(1, large.size(), large.toString());
-    assertEquals(DataType.INT8, large.get(0).type());
+    assertEquals(type, large.get(0).type());
   }
 
   /** Training sees the rows as they are exported: what the product and the look-ups read is one tensor. */
@@ -623,7 +645,7 @@ class DynamicQuantizerTest {
     long[] dims = model.constant(product.weight()).dims();
     model.replaceConstant(OnnxInitializer.floats(product.weight(), dims, working));
     OnnxModel exported = q.quantizedCopy(copy -> {});
-    assertStoredOnce(exported);
+    assertStoredOnce(exported, DataType.INT8);
     float[] trained = run(model);
     float[] shipped = run(exported);
     for (int i = 0; i < trained.length; i++) {
@@ -707,7 +729,7 @@ class DynamicQuantizerTest {
               .addOutput(value("y", DataType.FLOAT, -1, WIDTH));
       ModelProto proto = SmallModels.model(13, g);
       for (boolean calibrated : new boolean[] {false, true}) {
-        OnnxModel model = quantized(proto, calibrated, false);
+        OnnxModel model = quantized(proto, calibrated, WeightIntegers.INT8);
         long products =
             model.allNodes().stream().filter(n -> n.getOpType().equals("MatMulInteger")).count();
         assertEquals(7, products);
@@ -805,19 +827,19 @@ class DynamicQuantizerTest {
 
   @Test
   void aReshapeToItsOwnDimensionsNeedsNoShape() {
-    OnnxModel model = quantized(reshape("p"), false, false);
+    OnnxModel model = quantized(reshape("p"), false, WeightIntegers.INT8);
     assertFalse(operators(model).containsKey("Shape"), operators(model).toString());
     assertArrayEquals(
         new long[] {0, 0, 2, 4},
         longs(model.initializer("shape")),
         "0 stands for «as in the data»");
-    OnnxModel other = quantized(reshape("other"), false, false);
+    OnnxModel other = quantized(reshape("other"), false, WeightIntegers.INT8);
     assertEquals(2, operators(other).get("Shape"), "dimensions of another value are not its own");
   }
 
   @Test
   void equalSmallConstantsBecomeOne() {
-    OnnxModel model = quantized(reshape("other"), false, false);
+    OnnxModel model = quantized(reshape("other"), false, WeightIntegers.INT8);
     List<String> names = model.initializers().stream().map(OnnxInitializer::name).toList();
     // zero and axis are both [0]; the scalars have another shape.
     assertTrue(names.contains("zero") != names.contains("axis"), names.toString());

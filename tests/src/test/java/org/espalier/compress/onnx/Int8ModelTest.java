@@ -25,11 +25,12 @@ import java.util.Map;
 import java.util.Random;
 import java.util.Set;
 import org.espalier.InputException;
-import org.espalier.NeedsExactProducts;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.MethodSource;
 
 /** int8 models as models of floats, checked in ONNX Runtime, and back. */
 class Int8ModelTest {
@@ -41,9 +42,9 @@ class Int8ModelTest {
     return RuntimeRuns.fixed(proto, StaticQuantizer.Options.defaults(), List.of(Map.of("x", x)));
   }
 
-  private static OnnxModel dynamic(ModelProto proto) {
+  private static OnnxModel dynamic(ModelProto proto, WeightIntegers weights) {
     OnnxModel model = OnnxModel.of(proto, "dynamic");
-    new DynamicQuantizer(model, DynamicQuantizer.Options.defaults()).apply();
+    new DynamicQuantizer(model, new DynamicQuantizer.Options(weights, true, w -> true)).apply();
     return model;
   }
 
@@ -77,11 +78,11 @@ class Int8ModelTest {
     assertEquals(model.toBuffer(), integers.withValues(Map.of()).toBuffer());
   }
 
-  @Test
-  @NeedsExactProducts
-  void dynamicProductsBecomeProductsOfFloats() throws OrtException {
+  @ParameterizedTest
+  @MethodSource("org.espalier.ExactProducts#weights")
+  void dynamicProductsBecomeProductsOfFloats(WeightIntegers weights) throws OrtException {
     OnnxTensor x = input(5, 8);
-    OnnxModel model = dynamic(SmallModels.mlp());
+    OnnxModel model = dynamic(SmallModels.mlp(), weights);
     assertFalse(Int8Model.is(OnnxModel.of(SmallModels.mlp(), "floats")));
     answersTheSame(model, x);
     Int8Model integers = Int8Model.of(model);
@@ -91,6 +92,11 @@ class Int8ModelTest {
     assertEquals(Set.of("w", "w2_transposed"), integers.integers().keySet());
     assertEquals(1, integers.integers().get("w").axis());
     assertEquals(6, integers.integers().get("w").scales().length);
+    assertEquals(weights.type(), integers.integers().get("w").type());
+    assertEquals(Byte.toUnsignedInt(weights.zeroPoint()), integers.integers().get("w").zero());
+    OnnxModel signed = dynamic(SmallModels.mlp(), WeightIntegers.INT8);
+    assertArrayEquals(
+        values(Int8Model.of(signed)).get("w2_transposed"), values(integers).get("w2_transposed"));
   }
 
   @Test
@@ -212,7 +218,7 @@ class Int8ModelTest {
             "1 weight stays as it is: integers of 255, beyond the grid ('fc.weight_quantized')"),
         Int8Model.of(zeros).resting());
 
-    OnnxModel unsigned = dynamic(SmallModels.mlp());
+    OnnxModel unsigned = dynamic(SmallModels.mlp(), WeightIntegers.INT8);
     for (String name : List.of("w_quantized", "w2_transposed_quantized")) {
       OnnxInitializer q = unsigned.constant(name);
       unsigned.replaceConstant(

@@ -88,7 +88,8 @@ class IntegerOperatorsTest {
 
   private static OnnxModel quantize(
       ModelProto proto, Map<String, OnnxTensor> in, Predicate<OnnxWeight> include) {
-    OnnxModel model = fixed(proto, new StaticQuantizer.Options(false, true, include), List.of(in));
+    OnnxModel model =
+        fixed(proto, new StaticQuantizer.Options(WeightIntegers.INT8, true, include), List.of(in));
     model.check();
     return model;
   }

@@ -39,6 +39,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import java.util.Set;
+import org.espalier.ExactProducts;
 import org.espalier.InputException;
 import org.espalier.NeedsExactProducts;
 import org.espalier.evaluate.TensorActivations;
@@ -50,6 +51,7 @@ import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.MethodSource;
 
 /** Quantized models run in ONNX Runtime and answer as the originals do. */
 class StaticQuantizerTest {
@@ -57,15 +59,19 @@ class StaticQuantizerTest {
 
   @TempDir private Path folder;
 
-  @Test
-  @NeedsExactProducts
-  void aConvolutionalNetworkRunsAndIsClose() throws OrtException {
+  private static StaticQuantizer.Options options(WeightIntegers weights) {
+    return new StaticQuantizer.Options(weights, true, w -> true);
+  }
+
+  @ParameterizedTest
+  @MethodSource("org.espalier.ExactProducts#weights")
+  void aConvolutionalNetworkRunsAndIsClose(WeightIntegers weights) throws OrtException {
     OnnxModel original = OnnxModel.of(SmallModels.cnn(), "cnn");
     Map<String, OnnxTensor> in = Map.of("x", normal(new Random(1), 4, 3, 16, 16));
-    OnnxModel q = fixed(SmallModels.cnn(), StaticQuantizer.Options.defaults(), List.of(in));
+    OnnxModel q = fixed(SmallModels.cnn(), options(weights), List.of(in));
     // x, r1, c2, r3, p and f.
     assertEquals(6, operators(q).get("QuantizeLinear"));
-    assertEquals(DataType.INT8, q.initializer("conv1.weight_quantized").type());
+    assertEquals(weights.type(), q.initializer("conv1.weight_quantized").type());
     assertEquals(16, q.initializer("conv2.weight_scale").elements());
     assertEquals(DataType.INT32, q.initializer("fc.bias_quantized").type());
     assertEquals(null, q.initializer("conv1.weight"));
@@ -272,18 +278,17 @@ class StaticQuantizerTest {
     assertEquals(List.of("a_channelwise"), q.quantized());
   }
 
-  @Test
-  @NeedsExactProducts
-  void matMulAndGemmRunAndAreClose() throws OrtException {
+  @ParameterizedTest
+  @MethodSource("org.espalier.ExactProducts#weights")
+  void matMulAndGemmRunAndAreClose(WeightIntegers weights) throws OrtException {
     OnnxModel original = OnnxModel.of(SmallModels.mlp(), "mlp");
     Map<String, OnnxTensor> in = Map.of("x", normal(new Random(1), 64, 8));
-    OnnxModel q = fixed(SmallModels.mlp(), StaticQuantizer.Options.defaults(), List.of(in));
+    OnnxModel q = fixed(SmallModels.mlp(), options(weights), List.of(in));
     double full = error(first(original, in), first(q, in));
     assertTrue(full > 1e-6 && full < 0.02, "error " + full);
-    StaticQuantizer.Options reduced = new StaticQuantizer.Options(true, true, w -> true);
-    OnnxModel r = fixed(SmallModels.mlp(), reduced, List.of(in));
-    assertEquals(63, max(r.initializer("w_quantized").data()));
-    assertEquals(127, max(q.initializer("w_quantized").data()));
+    OnnxModel r = fixed(SmallModels.mlp(), options(WeightIntegers.INT7), List.of(in));
+    assertEquals(63, max(r.initializer("w_quantized"), WeightIntegers.INT7));
+    assertEquals(127, max(q.initializer("w_quantized"), weights));
     double seven = error(first(original, in), first(r, in));
     assertTrue(seven < 0.03, "error " + seven);
   }
@@ -294,8 +299,15 @@ class StaticQuantizerTest {
    */
   @ParameterizedTest
   @CsvSource({"2, 1, QGemm", "2, 2, QGemm", "3, 1, MatMulIntegerToFloat"})
-  @NeedsExactProducts
   void theRuntimeRunsProductsWithABiasOnIntegers(int axes, int biasAxes, String operator)
+      throws OrtException, IOException {
+    for (WeightIntegers weights : ExactProducts.weights()) {
+      runsProductsWithABias(weights, axes, biasAxes, operator);
+    }
+  }
+
+  private void runsProductsWithABias(
+      WeightIntegers weights, int axes, int biasAxes, String operator)
       throws OrtException, IOException {
     Random random = new Random(6);
     long[] x = axes == 2 ? new long[] {24, 40} : new long[] {4, 6, 40};
@@ -314,7 +326,7 @@ class StaticQuantizerTest {
     ModelProto proto = SmallModels.model(13, g);
     Map<String, OnnxTensor> in = Map.of("x", normal(new Random(4), x));
     OnnxModel model = OnnxModel.of(proto, "bias");
-    StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    StaticQuantizer q = new StaticQuantizer(model, options(weights));
     q.apply(q.calibrate(new TensorActivations(List.of(in), 1), new Clipping.MinMax()));
     Path optimized = folder.resolve("optimized.onnx");
     try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
@@ -336,10 +348,11 @@ class StaticQuantizerTest {
     return max;
   }
 
-  private static int max(ByteBuffer bytes) {
+  private static int max(OnnxInitializer integers, WeightIntegers weights) {
+    ByteBuffer bytes = integers.data();
     int max = 0;
     while (bytes.hasRemaining()) {
-      max = Math.max(max, Math.abs(bytes.get()));
+      max = Math.max(max, Math.abs((byte) (bytes.get() - weights.zeroPoint())));
     }
     return max;
   }
@@ -731,7 +744,9 @@ class StaticQuantizerTest {
             InputException.class,
             () ->
                 new StaticQuantizer(
-                    model, new StaticQuantizer.Options(false, true, w -> w.name().equals("w2"))));
+                    model,
+                    new StaticQuantizer.Options(
+                        WeightIntegers.INT8, true, w -> w.name().equals("w2"))));
     assertTrue(e.getMessage().contains("no weights to quantize"), e.getMessage());
   }
 

@@ -56,15 +56,14 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
   /**
    * What to quantize.
    *
-   * @param reduceRange weights of 7 bits, for processors whose 8-bit products saturate, see {@link
-   *     Int8Saturation}
+   * @param weights what weights become
    * @param embeddings whether embedding tables are quantized
    * @param include which weights are quantized; embeddings are asked for too
    */
-  public record Options(boolean reduceRange, boolean embeddings, Predicate<OnnxWeight> include) {
+  public record Options(WeightIntegers weights, boolean embeddings, Predicate<OnnxWeight> include) {
     /** All weights, in 8 bits. */
     public static Options defaults() {
-      return new Options(false, true, w -> true);
+      return new Options(WeightIntegers.INT8, true, w -> true);
     }
   }
 
@@ -84,7 +83,7 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
   public DynamicQuantizer(OnnxModel model, Options options) {
     super(model, OPSET);
     this.options = options;
-    this.qmax = options.reduceRange() ? Int8Weights.MAX_7_BIT : Int8Weights.MAX_8_BIT;
+    this.qmax = options.weights().largest();
     RuntimeForm.apply(model, true);
     sites = ProductSite.find(model, options.include(), skipped);
     Map<String, NodeProto> producers = model.allProducers();
@@ -253,6 +252,7 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
     private final Map<Product, StoredWeights> shared = new HashMap<>();
 
     private final EmbeddingTables embeddings;
+    private String zeroPoint;
 
     Rewriting(OnnxModel model) {
       this.model = model;
@@ -318,12 +318,25 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
       String sum = names.unique("sum");
       String real = names.unique("real");
       String scale = names.unique("scale");
-      emit(Nodes.node("MatMulInteger", sum, x.integers(), w.integers(), x.zeroPoint()));
+      NodeProto.Builder product =
+          Nodes.node("MatMulInteger", sum, x.integers(), w.integers(), x.zeroPoint());
+      emit(options.weights().zeroPoint() == 0 ? product : product.addInput(zeroPoint()));
       emit(
           Nodes.node("Cast", real, sum)
               .addAttribute(Attributes.attribute("to", DataType.FLOAT_VALUE)));
       emit(Nodes.node("Mul", scale, x.step(), w.scales()));
       emit(Nodes.node("Mul", n.getOutput(0), real, scale));
+    }
+
+    /** The zero point of all weights, which is not 0. */
+    private String zeroPoint() {
+      if (zeroPoint == null) {
+        zeroPoint = names.unique("weight_zero_point");
+        model.addInitializer(
+            OnnxInitializer.bytes(
+                zeroPoint, options.weights().type(), new long[0], options.weights().zeroPoint()));
+      }
+      return zeroPoint;
     }
 
     private void emit(NodeProto.Builder n) {
@@ -351,7 +364,8 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
             model.addInitializer(
                 OnnxInitializer.floats(scales, new long[] {p.columns}, r.scales()));
             return new StoredWeights(
-                embeddings.share(p.value, r.integers(), r.scales(), p.factors), scales);
+                embeddings.share(p.value, options.weights(), r.integers(), r.scales(), p.factors),
+                scales);
           });
     }
 
@@ -385,7 +399,9 @@ public final class DynamicQuantizer extends OnnxQuantizer implements WeightQuant
     /** Adds integers and the scale of each column. */
     private StoredWeights store(String value, long[] dims, ByteBuffer integers, float[] scales) {
       StoredWeights made = StoredWeights.named(value, names);
-      model.addInitializer(OnnxInitializer.of(made.integers(), DataType.INT8, dims, integers));
+      WeightIntegers kind = options.weights();
+      model.addInitializer(
+          OnnxInitializer.of(made.integers(), kind.type(), dims, kind.stored(integers)));
       model.addInitializer(
           OnnxInitializer.floats(made.scales(), new long[] {scales.length}, scales));
       return made;

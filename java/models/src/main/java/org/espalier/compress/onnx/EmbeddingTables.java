@@ -42,9 +42,11 @@ final class EmbeddingTables {
    * @param rows the integers [rows, width]
    * @param scales [rows, 1]
    * @param half whether they are float16
+   * @param zeroPoint the float that stands for 0 among the integers; null where that is 0
    * @param factors what looked up rows are multiplied with [width]; null for nothing
    */
-  private record Table(String rows, String scales, boolean half, String factors) {}
+  private record Table(
+      String rows, String scales, boolean half, String zeroPoint, String factors) {}
 
   /** The integers of a table, with one scale a row. */
   record Integers(byte[] values, float[] scales) {}
@@ -138,6 +140,11 @@ final class EmbeddingTables {
     nodes.add(
         gather.toBuilder().clearName().setInput(0, table.scales()).setOutput(0, scales).build());
     String realRows = toFloat(nodes, "row_real", rows);
+    if (table.zeroPoint() != null) {
+      String about = names.unique("row_about_zero");
+      nodes.add(Nodes.node("Sub", about, realRows, table.zeroPoint()).clearName().build());
+      realRows = about;
+    }
     String realScales = table.half() ? toFloat(nodes, "row_scale_real", scales) : scales;
     String output = gather.getOutput(0);
     String scaled = table.factors() == null ? output : names.unique("row_scaled");
@@ -152,12 +159,13 @@ final class EmbeddingTables {
    * Stores a table whose integers a product reads too.
    *
    * @param value what it is called
+   * @param kind what the integers become
    * @param columns its integers as the product has them [width, scales]
    * @param scales one a row
    * @param factors what looked up rows are divided by; null for nothing
    * @return the name of the integers [scales, width]
    */
-  String share(String value, byte[] columns, float[] scales, float[] factors) {
+  String share(String value, WeightIntegers kind, byte[] columns, float[] scales, float[] factors) {
     int count = scales.length;
     ByteBuffer rows = ByteBuffer.allocateDirect(columns.length);
     for (int row = 0; row < count; row++) {
@@ -168,12 +176,27 @@ final class EmbeddingTables {
     String inverse = factors == null ? null : reciprocals(model, names, value, factors);
     Table made =
         new Table(
-            names.unique(value + "_quantized"), names.unique(value + "_row_scale"), false, inverse);
+            names.unique(value + "_quantized"),
+            names.unique(value + "_row_scale"),
+            false,
+            zeroPoint(kind),
+            inverse);
     long[] dims = {count, columns.length / count};
-    model.addInitializer(OnnxInitializer.of(made.rows(), DataType.INT8, dims, rows.flip()));
+    model.addInitializer(
+        OnnxInitializer.of(made.rows(), kind.type(), dims, kind.stored(rows.flip())));
     model.addInitializer(OnnxInitializer.floats(made.scales(), new long[] {count, 1}, scales));
     tables.put(value, made);
     return made.rows();
+  }
+
+  private String zeroPoint(WeightIntegers kind) {
+    int zero = Byte.toUnsignedInt(kind.zeroPoint());
+    if (zero == 0) {
+      return null;
+    }
+    String name = names.unique("row_zero_point");
+    model.addInitializer(OnnxInitializer.floats(name, new long[0], zero));
+    return name;
   }
 
   /**
@@ -305,7 +328,8 @@ final class EmbeddingTables {
     Integers q = given.containsKey(value) ? given.get(value) : integers(quantize(name, table));
     boolean half = Arrays.equals(halvesAbove(q.scales()), q.scales());
     Table made =
-        new Table(names.unique(value + "_quantized"), names.unique(value + "_scale"), half, null);
+        new Table(
+            names.unique(value + "_quantized"), names.unique(value + "_scale"), half, null, null);
     ByteBuffer rows = ByteBuffer.allocateDirect(q.values().length).put(q.values()).flip();
     model.addInitializer(OnnxInitializer.of(made.rows(), DataType.INT8, dims, rows));
     long[] scaleDims = {dims[0], 1};

@@ -23,9 +23,6 @@ record Int8Weights(ByteBuffer values, float[] scales) {
   /** The largest integer of 8 bits: the grid is symmetric, −128 is not used. */
   static final int MAX_8_BIT = 127;
 
-  /** The largest integer of 7 bits, for processors whose 8-bit products saturate. */
-  static final int MAX_7_BIT = 63;
-
   /**
    * Quantizes weights.
    *

@@ -38,7 +38,7 @@ final class QdqRewriting {
    * @param biasChanges what is added to biases, by the outputs of their additions
    * @param tables integers of trained tables, by the constants that hold the tables
    * @param ranges of all activations that have a grid of their own
-   * @param qmax weights are in [−qmax, qmax]
+   * @param weights what weights become
    */
   record Fit(
       Map<String, Rounded> rounded,
@@ -46,7 +46,7 @@ final class QdqRewriting {
       Map<String, double[]> biasChanges,
       Map<String, EmbeddingTables.Integers> tables,
       Map<String, ActivationRange> ranges,
-      int qmax) {}
+      WeightIntegers weights) {}
 
   private final OnnxModel model;
   private final StaticPlan plan;
@@ -244,13 +244,14 @@ final class QdqRewriting {
     }
     long[] dims = {channels, 1, 1, 1};
     byte[] ones = new byte[channels];
-    Arrays.fill(ones, (byte) fit.qmax());
+    Arrays.fill(ones, (byte) fit.weights().largest());
     String integers = names.unique("ones");
     String scale = names.unique("ones_scale");
-    model.addInitializer(OnnxInitializer.bytes(integers, DataType.INT8, dims, ones));
-    model.addInitializer(OnnxInitializer.floats(scale, new long[0], 1f / fit.qmax()));
+    model.addInitializer(
+        OnnxInitializer.bytes(integers, fit.weights().type(), dims, fit.weights().stored(ones)));
+    model.addInitializer(OnnxInitializer.floats(scale, new long[0], 1f / fit.weights().largest()));
     String same = names.unique("image");
-    String weight = fresh(new Quantized(integers, scale, zeros(DataType.INT8, -1)), -1);
+    String weight = fresh(new Quantized(integers, scale, weightZeros(-1)), -1);
     emit(
         Nodes.node("Conv", same, fresh(image, -1), weight)
             .addAttribute(Attributes.attribute("group", channels)));
@@ -369,7 +370,7 @@ final class QdqRewriting {
     if (known != null && atLeast(known.scales(), minimum)) {
       return known;
     }
-    Int8Weights q = target.nearest(model, fit.qmax(), minimum);
+    Int8Weights q = target.nearest(model, fit.weights().largest(), minimum);
     Weights made = store(target, dims, wide, axis, q.values(), q.scales());
     weights.put(key, made);
     return made;
@@ -383,33 +384,50 @@ final class QdqRewriting {
           QuantizedUse target = plan.products().get(product);
           Rounded r = fit.rounded().get(product);
           if (r == null) {
-            Int8Weights q = target.nearest(model, fit.qmax(), target.minimumScales(model, null, 1));
+            Int8Weights q =
+                target.nearest(
+                    model, fit.weights().largest(), target.minimumScales(model, null, 1));
             r = new Rounded(q.integers(), q.scales(), null);
           }
           bypassed.addAll(target.use().path());
           String rows =
-              tables.share(target.value(), r.integers(), r.scales(), fit.factors().get(product));
+              tables.share(
+                  target.value(),
+                  fit.weights(),
+                  r.integers(),
+                  r.scales(),
+                  fit.factors().get(product));
           String turned = names.unique(target.value() + "_turned");
           emit(Nodes.node("Transpose", turned, rows).addAttribute(Nodes.swap()));
           String scale = names.unique(target.value() + "_scale");
           int channels = r.scales().length;
           model.addInitializer(OnnxInitializer.floats(scale, new long[] {channels}, r.scales()));
-          String zeroPoint = zeros(DataType.INT8, channels);
+          String zeroPoint = weightZeros(channels);
           return new Weights(new Quantized(turned, scale, zeroPoint), r.scales(), 1);
         });
   }
 
-  /** Zero points of zero, {@code n} of them or, for −1, a scalar: one tensor serves all. */
-  private String zeros(DataType type, int n) {
+  /** Zero points of biases, {@code n} of them: one tensor serves all. */
+  private String biasZeros(int n) {
+    return zeros.computeIfAbsent(
+        List.of(DataType.INT32, n),
+        key -> {
+          String name = names.unique("zeros");
+          model.addInitializer(OnnxInitializer.int32s(name, new long[] {n}, new int[n]));
+          return name;
+        });
+  }
+
+  /** Zero points of weights, {@code n} of them or, for −1, a scalar: one tensor serves all. */
+  private String weightZeros(int n) {
+    DataType type = fit.weights().type();
     return zeros.computeIfAbsent(
         List.of(type, n),
         key -> {
           String name = names.unique("zeros");
           long[] dims = n < 0 ? new long[0] : new long[] {n};
-          model.addInitializer(
-              type == DataType.INT8
-                  ? OnnxInitializer.bytes(name, type, dims, new byte[Math.abs(n)])
-                  : OnnxInitializer.int32s(name, dims, new int[Math.abs(n)]));
+          byte[] zeroPoints = fit.weights().stored(new byte[Math.abs(n)]);
+          model.addInitializer(OnnxInitializer.bytes(name, type, dims, zeroPoints));
           return name;
         });
   }
@@ -436,9 +454,10 @@ final class QdqRewriting {
     String value = names.unique(target.value() + "_quantized");
     String scale = names.unique(target.value() + "_scale");
     long[] parameters = axis >= 0 ? new long[] {scales.length} : new long[0];
-    model.addInitializer(OnnxInitializer.of(value, DataType.INT8, dims, integers));
+    model.addInitializer(
+        OnnxInitializer.of(value, fit.weights().type(), dims, fit.weights().stored(integers)));
     model.addInitializer(OnnxInitializer.floats(scale, parameters, scales));
-    String zeroPoint = zeros(DataType.INT8, axis >= 0 ? scales.length : -1);
+    String zeroPoint = weightZeros(axis >= 0 ? scales.length : -1);
     return new Weights(new Quantized(value, scale, zeroPoint), scales, axis);
   }
 
@@ -475,7 +494,7 @@ final class QdqRewriting {
     model.addInitializer(OnnxInitializer.int32s(value, new long[] {n}, q));
     model.addInitializer(OnnxInitializer.floats(scale, new long[] {n}, scales));
     bypassed.add(bias);
-    return fresh(new Quantized(value, scale, zeros(DataType.INT32, n)), 0);
+    return fresh(new Quantized(value, scale, biasZeros(n)), 0);
   }
 
   /** Takes away the nodes between a weight and its products that nothing reads any more. */

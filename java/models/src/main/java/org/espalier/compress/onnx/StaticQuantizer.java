@@ -61,15 +61,14 @@ public final class StaticQuantizer extends OnnxQuantizer {
   /**
    * What to quantize.
    *
-   * @param reduceRange weights of 7 bits, for processors whose 8-bit products saturate, see {@link
-   *     Int8Saturation}
+   * @param weights what weights become
    * @param embeddings whether embedding tables are quantized
    * @param include which weights are quantized; embeddings are asked for too
    */
-  public record Options(boolean reduceRange, boolean embeddings, Predicate<OnnxWeight> include) {
+  public record Options(WeightIntegers weights, boolean embeddings, Predicate<OnnxWeight> include) {
     /** All weights, in 8 bits. */
     public static Options defaults() {
-      return new Options(false, true, w -> true);
+      return new Options(WeightIntegers.INT8, true, w -> true);
     }
   }
 
@@ -99,7 +98,7 @@ public final class StaticQuantizer extends OnnxQuantizer {
   public StaticQuantizer(OnnxModel model, Options options) {
     super(model, OPSET);
     this.options = options;
-    this.qmax = options.reduceRange() ? Int8Weights.MAX_7_BIT : Int8Weights.MAX_8_BIT;
+    this.qmax = options.weights().largest();
     IntegerForm.apply(model);
     BatchNormFolding.apply(model);
     GateBounds.apply(model);
@@ -442,7 +441,8 @@ public final class StaticQuantizer extends OnnxQuantizer {
   @Override
   void writeNodes(OnnxModel target) {
     QdqRewriting.Fit fit =
-        new QdqRewriting.Fit(rounded, factors, biasChanges, trainedTables, ranges, qmax);
+        new QdqRewriting.Fit(
+            rounded, factors, biasChanges, trainedTables, ranges, options.weights());
     new QdqRewriting(target, plan, fit).run();
   }
 }

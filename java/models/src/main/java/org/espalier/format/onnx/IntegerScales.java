@@ -78,7 +78,9 @@ public final class IntegerScales {
 
   /** Whether a value is a float that was an integer of a product or of a table. */
   private boolean isInteger(String value) {
-    NodeProto cast = producers.get(value);
+    NodeProto about = producers.get(value);
+    NodeProto cast =
+        about != null && about.getOpType().equals("Sub") ? producers.get(about.getInput(0)) : about;
     NodeProto source =
         cast == null || !cast.getOpType().equals("Cast") ? null : producers.get(cast.getInput(0));
     return switch (source == null ? "" : source.getOpType()) {
