@@ -13,6 +13,7 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.security.MessageDigest;
+import java.util.ArrayList;
 import java.util.HexFormat;
 import java.util.List;
 import javax.imageio.ImageIO;
@@ -25,6 +26,8 @@ import org.espalier.transformers.SmallCheckpoint;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Folders of safetensors with a configuration where ONNX is taken: measured, trained, in front of what learns. */
 class CheckpointFoldersTest {
@@ -52,9 +55,9 @@ class CheckpointFoldersTest {
         .without(List.of("reference", "candidate", "speedup", "reference_ms", "ms"));
   }
 
-  /** What is said of a folder is what is said of its export, the size too. */
+  /** What is said of a folder is what is said of its export, but for the size, which is that of its weights. */
   @Test
-  void isMeasuredAsItsExportIs() {
+  void isMeasuredAsItsExportIs() throws IOException {
     Path onnx = export("model.onnx");
     Path int8 = folder.resolve("int8.onnx");
     Run.of("quantize", checkpoint, "-o", int8, "--to", "onnx-dynamic", "--calibration", texts)
@@ -63,22 +66,51 @@ class CheckpointFoldersTest {
     JsonNode folders = Run.of("evaluate", checkpoint, int8, "--texts", texts, "--json").json();
     assertEquals(checkpoint.toString(), folders.path("reference").asText());
     double ratio = of.path("size_ratio").asDouble();
-    assertEquals(ratio, folders.path("size_ratio").asDouble(), 0.01 * ratio);
+    double graph = Files.size(onnx) - Files.size(checkpoint.resolve("model.safetensors"));
+    assertTrue(graph > 0 && graph < 0.1 * Files.size(onnx), "the graph takes " + graph);
+    assertEquals(
+        ratio * Files.size(onnx) / Files.size(checkpoint.resolve("model.safetensors")),
+        folders.path("size_ratio").asDouble(),
+        1e-9);
     assertTrue(folders.path("cosine_mean").asDouble() < 0.99999, folders.toString());
     assertEquals(
         withoutTimes(((ObjectNode) of).without("size_ratio")),
         withoutTimes(((ObjectNode) folders).without("size_ratio")));
-    Run back =
-        Run.of(
-                "evaluate",
-                int8,
-                checkpoint,
-                "--texts",
-                texts,
-                "--tokenizer",
-                checkpoint.resolve("tokenizer.json"))
-            .done();
+    // The tokenizer lies beside it now.
+    Run back = Run.of("evaluate", int8, checkpoint, "--texts", texts).done();
     assertTrue(back.out().contains("cosine"), back.out());
+  }
+
+  /** Integers and floats of 8 bits count as they lie in the folder, not as what runs of them. */
+  @Test
+  void aFolderIsAsLargeAsItsFiles() throws IOException {
+    Path small = folder.resolve("float8");
+    Run.of("quantize", checkpoint, "-o", small, "--to", "compressed-tensors-float8").done();
+    JsonNode json = Run.of("evaluate", checkpoint, small, "--texts", texts, "--json").json();
+    double files =
+        (double) Files.size(small.resolve("model.safetensors"))
+            / Files.size(checkpoint.resolve("model.safetensors"));
+    assertEquals(files, json.path("size_ratio").asDouble(), 1e-9);
+  }
+
+  @ParameterizedTest
+  @ValueSource(
+      strings = {"quantize --to onnx-int4", "prune --channels 0.3", "prune --amount 0.5 --refit"})
+  void whatLiesBesideTheWeightsGoesAlong(String command) throws IOException {
+    Path out = folder.resolve("out.onnx");
+    Path tokenizer = folder.resolve("out-tokenizer.json");
+    List<Object> args = new ArrayList<>(List.of((Object[]) command.split(" ")));
+    args.addAll(List.of(checkpoint, "-o", out, "--calibration", texts));
+    Run run = Run.of(args.toArray()).done();
+    assertTrue(run.err().contains("its tokenizer as " + tokenizer), run.err());
+    assertEquals(-1, Files.mismatch(checkpoint.resolve("tokenizer.json"), tokenizer));
+    Files.delete(out);
+    Files.delete(tokenizer);
+    Files.createDirectory(tokenizer);
+    run = Run.of(args.toArray());
+    assertEquals(2, run.code(), run.err());
+    assertTrue(run.err().contains(tokenizer.toString()), run.err());
+    assertFalse(Files.exists(out));
   }
 
   @Test

@@ -5,18 +5,13 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
-import java.util.Map;
-import java.util.TreeMap;
 import java.util.concurrent.Callable;
 import org.espalier.InputException;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
 import org.espalier.format.Quantity;
 import org.espalier.format.onnx.OnnxModel;
-import org.espalier.image.ImageProcessor;
 import org.espalier.source.ModelSource;
-import org.espalier.source.SentencePooling;
-import org.espalier.transformers.SentenceModules;
 import org.espalier.transformers.TransformersModel;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -59,10 +54,6 @@ import picocli.CommandLine.Parameters;
       "  espalier quantize checkpoint/ -o model-int4.onnx --to onnx-int4 --calibration texts.txt",
     })
 final class Export implements Callable<Integer> {
-  /** What lies beside a model, by the name that it is reported under. */
-  private static final Map<String, String> COMPANIONS =
-      Map.of("tokenizer", "tokenizer.json", "image processor", ImageProcessor.FILE_NAME);
-
   @Mixin private CommonOptions common;
 
   @Parameters(paramLabel = "FOLDER", description = "The checkpoint. It is not changed.")
@@ -91,56 +82,33 @@ final class Export implements Callable<Integer> {
     }
     source = source.asOnnx("export");
     Path target = source.output(output);
-    Map<Path, Path> copies = new TreeMap<>();
-    Map<String, Path> beside = new TreeMap<>();
-    for (Map.Entry<String, String> companion : COMPANIONS.entrySet()) {
-      Path from = source.path().resolve(companion.getValue());
-      if (Files.isRegularFile(from)) {
-        Path to = beside(target, companion.getValue());
-        copies.put(from, to);
-        beside.put(companion.getKey(), to);
-      }
-    }
-    SentencePooling pooling = source.sentencePooling();
-    if (pooling != null) {
-      copies.put(pooling.modules(), beside(target, SentenceModules.FILE));
-      copies.put(pooling.file(), beside(target, ModelSource.POOLING));
-      beside.put("modules", copies.get(pooling.modules()));
-      beside.put("pooling", copies.get(pooling.file()));
-    }
+    Companions companions = new Companions(source, target);
     List<Path> written;
     int nodes;
     try (Progress progress = new Progress(common.err(), "reading")) {
       OnnxModel onnx = source.onnx(part, common::note);
       nodes = onnx.nodes().size();
       AtomicFile.check(target, onnx.files().toArray(Path[]::new));
-      copies.forEach((from, to) -> AtomicFile.check(to, from));
+      companions.check();
       progress.update("writing", 0, 0);
       written = onnx.write(target);
-      copies.forEach(AtomicFile::copy);
+      companions.write();
     }
-    report(target, beside, FileTree.bytes(written), nodes);
+    report(target, companions, FileTree.bytes(written), nodes);
     return 0;
   }
 
-  /** Where commands find what lies beside a model. */
-  private static Path beside(Path target, String name) {
-    String file = target.getFileName().toString();
-    int end = file.endsWith(".onnx") ? file.length() - ".onnx".length() : file.length();
-    return target.resolveSibling(file.substring(0, end) + "-" + name);
-  }
-
-  private void report(Path target, Map<String, Path> beside, long bytes, int nodes) {
+  private void report(Path target, Companions companions, long bytes, int nodes) {
     if (common.json()) {
       ObjectNode json = JsonNodeFactory.instance.objectNode();
       json.put("output", target.toString()).put("bytes", bytes).put("nodes", nodes);
-      beside.forEach((what, path) -> json.put(what.replace(' ', '_'), path.toString()));
+      companions.addTo(json);
       common.print(json);
       return;
     }
     common
         .out()
         .println("wrote " + target + " (" + Quantity.bytes(bytes) + ", " + nodes + " nodes)");
-    beside.forEach((what, path) -> common.out().println("its " + what + " as " + path));
+    companions.tell(common.out()::println);
   }
 }

@@ -252,6 +252,8 @@ final class Prune implements Callable<Integer> {
     try (Progress progress = new Progress(common.err(), "reading")) {
       if (source.kind() == ModelSource.Kind.ONNX) {
         OnnxModel onnx = source.onnx(common::note);
+        Companions companions = new Companions(source, target);
+        companions.check();
         Set<String> chosen = choose(onnx, rule);
         ActivationSource examples = null;
         if (refit) {
@@ -266,6 +268,8 @@ final class Prune implements Callable<Integer> {
                 new OnnxPruner.Job(
                     target, rule, c -> chosen.contains(c.name()), masksIn, masksOut, examples),
                 progress::update);
+        companions.write();
+        companions.tell(common::note);
       } else {
         Set<String> chosen = choose(source.path());
         result =
@@ -312,6 +316,8 @@ final class Prune implements Callable<Integer> {
               + " narrower model does not take; a text file, or 'none', is right");
     }
     AtomicFile.check(target, onnx.files().toArray(Path[]::new));
+    Companions companions = new Companions(source, target);
+    companions.check();
     ChannelPruner pruner =
         ChannelPruner.choosing(
             onnx,
@@ -335,7 +341,9 @@ final class Prune implements Callable<Integer> {
       speedup = calibration.speedup(source, onnx, examples, common::note);
       progress.update("writing", 0, 0);
       written = onnx.write(target, source.path());
+      companions.write();
     }
+    companions.tell(common::note);
     reportChannels(
         narrowed,
         FileTree.bytes(onnx.files()),

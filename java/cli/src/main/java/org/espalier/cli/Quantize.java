@@ -363,6 +363,8 @@ final class Quantize implements Callable<Integer> {
     }
     OnnxModel onnx = source.onnx(common::note);
     AtomicFile.check(target, onnx.files().toArray(Path[]::new));
+    Companions companions = new Companions(source, target);
+    companions.check();
     Predicate<OnnxWeight> choice = choice(onnx);
     Set<String> judged = outputs.choose(onnx);
     // Quantizers give models of 16 bits weights of 32.
@@ -392,7 +394,9 @@ final class Quantize implements Callable<Integer> {
       speedup = calibration.speedup(source, onnx, done.examples(), common::note);
       progress.update("writing", 0, 0);
       written = onnx.write(target, source.path());
+      companions.write();
     }
+    companions.tell(common::note);
     if (done.error().isPresent() && made.isEmpty()) {
       common.note("the error is not told: ONNX Runtime does not run the model whose nodes round");
     }

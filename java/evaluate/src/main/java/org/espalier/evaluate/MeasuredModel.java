@@ -8,18 +8,29 @@ import org.espalier.format.onnx.OnnxModel;
 public final class MeasuredModel {
   private final Path file;
   private final OnnxModel model;
+  private final long bytes;
 
-  private MeasuredModel(Path file, OnnxModel model) {
+  private MeasuredModel(Path file, OnnxModel model, long bytes) {
     this.file = file;
     this.model = model;
+    this.bytes = bytes;
   }
 
   public static MeasuredModel of(Path file) {
-    return new MeasuredModel(file, null);
+    return new MeasuredModel(file, null, -1);
   }
 
   public static MeasuredModel of(OnnxModel model) {
-    return new MeasuredModel(null, model);
+    return of(model, model.inlineSize());
+  }
+
+  /**
+   * A model in memory that was made of files.
+   *
+   * @param bytes what the files take
+   */
+  public static MeasuredModel of(OnnxModel model, long bytes) {
+    return new MeasuredModel(null, model, bytes);
   }
 
   /**
@@ -36,9 +47,9 @@ public final class MeasuredModel {
     return model == null ? file.toString() : model.name();
   }
 
-  /** The bytes of its file and those of its external data; of one in memory those of the file that it would be. */
+  /** The bytes of its file and those of its external data; of one in memory those that it was made of, or of the file that it would be. */
   long bytes() {
-    return model == null ? FileTree.bytes(graph().files()) : model.inlineSize();
+    return model == null ? FileTree.bytes(graph().files()) : bytes;
   }
 
   /**

@@ -26,6 +26,7 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
 import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.source.ModelSource;
 import org.espalier.torch.TorchDevice;
 import org.espalier.torch.onnx.GraphScript;
 import org.espalier.torch.script.TorchScriptImport;
@@ -241,7 +242,7 @@ final class RunInputs {
 
   private static MeasuredModel measured(Path file) {
     return isFolder(file)
-        ? MeasuredModel.of(onnx(file, text -> {})) // said when it was read
+        ? ModelSource.measured(file, onnx(file, text -> {})) // said when it was read
         : MeasuredModel.of(file);
   }
 
