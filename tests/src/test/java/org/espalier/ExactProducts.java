@@ -1,16 +1,12 @@
 package org.espalier;
 
-import static org.junit.jupiter.api.Assumptions.assumeTrue;
-
 import java.util.List;
 import org.espalier.compress.onnx.Int8Saturation;
 import org.espalier.compress.onnx.WeightIntegers;
+import org.espalier.train.Quantization;
 
 /** What tests of int8 models in ONNX Runtime need: 8-bit products that do not saturate. */
 public final class ExactProducts {
-  static final String REASON =
-      "8-bit products of ONNX Runtime saturate on this processor, which lacks VNNI";
-
   private ExactProducts() {}
 
   /** Whether this is one; on others weights of 7 bits are exact. */
@@ -25,13 +21,30 @@ public final class ExactProducts {
         : List.of(WeightIntegers.UINT8);
   }
 
-  /** Whether it is another. */
-  static boolean areMissing() {
-    return !areHere();
+  /** The first of them. */
+  public static WeightIntegers first() {
+    return weights().get(0);
   }
 
-  /** Skips what follows on others. */
-  public static void assume() {
-    assumeTrue(areHere(), REASON);
+  /** A form of a stage between braces, with what makes its products exact. */
+  public static String form(String form) {
+    return areHere() || form.equals("int4") ? form : form + ", unsigned-weights: true";
+  }
+
+  /** What of a recipe's stage on lines of its own says the same. */
+  public static String lines(String form) {
+    return form(form).replace(", ", "\n    ");
+  }
+
+  /** What {@code quantize} takes beside a form for products that are exact. */
+  public static List<String> options(String form) {
+    return areHere() || !List.of("onnx-dynamic", "onnx-qdq").contains(form)
+        ? List.of()
+        : List.of("--unsigned-weights");
+  }
+
+  /** A quantization whose products are exact. */
+  public static Quantization exact(Quantization quantization) {
+    return quantization.with(quantization.weights().withIntegers(first()));
   }
 }

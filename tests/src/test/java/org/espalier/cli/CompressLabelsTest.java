@@ -26,7 +26,7 @@ import java.util.Random;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Tensor;
-import org.espalier.NeedsExactProducts;
+import org.espalier.ExactProducts;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeights;
@@ -70,12 +70,7 @@ data: {examples: examples.safetensors, validation: 100, evaluation: 300, calibra
 stages:
   - {kind: fine-tune, steps: 500, batch: 32, learning-rate: 1e-2}
   - {kind: prune, sparsity: 0.2, steps: 80, batch: 32, learning-rate: 5e-3, loss: {labels: 1}}
-  - kind: quantize
-    form: FORM
-    steps: 30
-    batch: 32
-    learning-rate: 1e-3
-    loss: {labels: 1}
+  - {kind: quantize, form: FORM, steps: 30, batch: 32, learning-rate: 1e-3, loss: {labels: 1}}
 report: {each-stage: false}
 """;
 
@@ -364,10 +359,11 @@ report: {each-stage: false}
 
   /** What is trained has half of the hidden channels, and follows the whole. */
   @Test
-  @NeedsExactProducts
   void channelsAreRemovedBeforeTheStages() throws Exception {
     String narrow =
-        BINARY.replace("FORM", "dynamic").replace("stages:", "student: {channels: 0.5}\nstages:");
+        BINARY
+            .replace("FORM", ExactProducts.form("dynamic"))
+            .replace("stages:", "student: {channels: 0.5}\nstages:");
     Files.writeString(recipe, narrow);
     Path out = folder.resolve("out");
     Run run = Run.of("compress", recipe, "-o", out);
@@ -563,14 +559,13 @@ report: {each-stage: false}
     "logit, F32, 2, dynamic",
     "two, F32, 2, static",
   })
-  @NeedsExactProducts
   void aModelOfNumbersIsCompressed(String end, SafetensorsDtype type, int rank, String form)
       throws Exception {
     int outputs = end.equals("two") ? 2 : 1;
     double[] labels = outputs == 2 ? numbers : every(2, numbers);
     model(outputs, end.equals("two") ? List.of() : tail(end));
     examples(type, labels, rank == 1 ? new long[] {N} : new long[] {N, outputs});
-    Files.writeString(recipe, REGRESSION.replace("FORM", form));
+    Files.writeString(recipe, REGRESSION.replace("FORM", ExactProducts.form(form)));
     Path out = folder.resolve("out");
     JsonNode report = Run.of("compress", recipe, "-o", out, "--json").json();
     JsonNode f = report.path("fidelity");

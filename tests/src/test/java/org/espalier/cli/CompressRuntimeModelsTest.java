@@ -28,7 +28,7 @@ import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
-import org.espalier.NeedsExactProducts;
+import org.espalier.ExactProducts;
 import org.espalier.format.onnx.HalfModels;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.RuntimeModels;
@@ -76,6 +76,15 @@ class CompressRuntimeModelsTest {
 
   private Path texts() {
     return folder.resolve("texts.txt");
+  }
+
+  private List<Object> quantize(Path model, Path out, String form, Object... more) {
+    List<Object> args =
+        new ArrayList<>(
+            List.of("quantize", model, "-o", out, "--to", form, "--calibration", texts()));
+    args.addAll(ExactProducts.options(form));
+    args.addAll(List.of(more));
+    return args;
   }
 
   private Path out() {
@@ -190,14 +199,12 @@ class CompressRuntimeModelsTest {
 
   @ParameterizedTest
   @EnumSource
-  @NeedsExactProducts
   void aDecoderIsQuantizedAndPrunedWithoutTraining(Form form) throws IOException {
     Path model = write(RuntimeModels.decoder(form, 1, VOCABULARY, 2));
     Map<String, Double> kl = new HashMap<>();
     for (String to : List.of("onnx-dynamic", "onnx-qdq", "onnx-int4", "onnx-int8")) {
       Path made = folder.resolve(to + ".onnx");
-      Run run =
-          Run.of("quantize", model, "-o", made, "--to", to, "--calibration", texts(), "--json");
+      Run run = Run.of(quantize(model, made, to, "--json").toArray());
       JsonNode float32 = run.json().path("float");
       float32.forEach(reason -> assertEquals("the table is small", reason.asText(), to));
       assertFalse(run.err().contains("stay as they are"), run.err());
@@ -223,7 +230,6 @@ class CompressRuntimeModelsTest {
 
   @ParameterizedTest
   @CsvSource({"STANDARD, false", "STANDARD, true", "EXPORTED, false", "EXPORTED, true"})
-  @NeedsExactProducts
   void aDecoderLosesHeadsAndChannels(Form form, boolean caches) throws IOException {
     Path model = write(RuntimeModels.decoder(form, 1, VOCABULARY, 2));
     Path made = folder.resolve("narrow.onnx");
@@ -237,7 +243,7 @@ class CompressRuntimeModelsTest {
     assertTrue(run.out().contains("96 of 192 channels and 2 of 4 heads"), run.out());
     assertTrue(evaluate(model, made).path("kl").isNumber());
     Path small = folder.resolve("small.onnx");
-    Run.of("quantize", made, "-o", small, "--to", "onnx-dynamic", "--calibration", texts()).done();
+    Run.of(quantize(made, small, "onnx-dynamic").toArray()).done();
     assertTrue(evaluate(made, small).path("kl").asDouble() < 1e-3);
   }
 
@@ -253,7 +259,6 @@ class CompressRuntimeModelsTest {
 
   @ParameterizedTest
   @ValueSource(booleans = {false, true})
-  @NeedsExactProducts
   void anOptimizedEncoderIsCompressed(boolean lengths) throws IOException {
     Path model = write(RuntimeModels.encoder(1, VOCABULARY, 2, lengths));
     Path recipe = folder.resolve("recipe.yaml");
@@ -262,6 +267,8 @@ class CompressRuntimeModelsTest {
         recipe,
         Files.readString(recipe)
             .replaceAll("(?m)^ +steps: [0-9]+", "    steps: 10")
+            .replace(
+                "kind: quantize", "kind: quantize\n    form: " + ExactProducts.lines("dynamic"))
             .replace("  # validation: 256", "  validation: 64"));
     JsonNode fidelity = compress();
     assertTrue(fidelity.path("cosine_mean").asDouble() > 0.999, fidelity.toString());
@@ -280,7 +287,6 @@ class CompressRuntimeModelsTest {
 
   @ParameterizedTest
   @ValueSource(strings = {"dynamic", "static", "int4"})
-  @NeedsExactProducts
   void anExportedEncoderIsCompressed(String form) throws IOException {
     Path model = write(RuntimeModels.exportedEncoder(1, VOCABULARY, 2));
     Path recipe = folder.resolve("recipe.yaml");
@@ -288,9 +294,9 @@ class CompressRuntimeModelsTest {
     String text =
         Files.readString(recipe)
             .replaceAll("(?m)^ +steps: [0-9]+", "    steps: 10")
-            .replaceFirst("form: [a-z0-9]+", "form: " + form)
+            .replace("kind: quantize", "kind: quantize\n    form: " + ExactProducts.lines(form))
             .replace("  # validation: 256", "  validation: 64");
-    assertTrue(text.contains("form: " + form), text);
+    assertTrue(text.contains("\n    form: " + form), text);
     Files.writeString(recipe, text);
     double least = form.equals("int4") ? 0.98 : 0.999;
     JsonNode fidelity = compress();
@@ -298,7 +304,7 @@ class CompressRuntimeModelsTest {
     Path made = folder.resolve("made.onnx");
     String to =
         Map.of("dynamic", "onnx-dynamic", "static", "onnx-qdq", "int4", "onnx-int4").get(form);
-    Run.of("quantize", model, "-o", made, "--to", to, "--calibration", texts()).done();
+    Run.of(quantize(model, made, to).toArray()).done();
     JsonNode said = evaluate(model, made);
     assertTrue(said.path("cosine_mean").asDouble() > least, said.toString());
     Path narrow = folder.resolve("narrow.onnx");

@@ -263,8 +263,9 @@ model: {file: map.onnx}
 data: {examples: maps.safetensors, validation: 128, evaluation: 128, calibration: 128}
 stages:
   - {kind: prune, sparsity: 0.4, steps: 60, batch: 16, learning-rate: 5e-3, loss: {output: 1}}
-  - {kind: quantize, form: static, clip: minmax, steps: 4, batch: 16, loss: {output: 1}}
-""");
+  - {kind: quantize, form: FORM, clip: minmax, steps: 4, batch: 16, loss: {output: 1}}
+"""
+                .replace("FORM", ExactProducts.form("static")));
     Path out = folder.resolve("out");
     JsonNode report = Run.of("compress", map, "-o", out, "--json").json();
     double error = report.at("/fidelity/relative_error").asDouble();
@@ -273,9 +274,7 @@ stages:
     double cut = pruned.at("/changed/loss").asDouble();
     assertTrue(pruned.at("/after/loss").asDouble() < 0.7 * cut, pruned.path("after") + " " + cut);
     // What training saw is what the runtime gives.
-    if (ExactProducts.areHere()) {
-      assertEquals(Math.sqrt(report.at("/stages/1/after/loss").asDouble()), error, 0.1 * error);
-    }
+    assertEquals(Math.sqrt(report.at("/stages/1/after/loss").asDouble()), error, 0.1 * error);
     assertTrue(Files.readString(out.resolve("report.html")).contains("as a share of its norm"));
     // Examples without labels have it by default, and nothing to fine-tune on.
     Files.writeString(map, Files.readString(map).replace(", loss: {output: 1}", ""));
@@ -529,15 +528,16 @@ stages:
         .addInitializer(SmallModels.floats("outer", random, 1, 8, 6))
         .addNode(0, SmallModels.node("MatMul", "outside", List.of("x", "outer"), "h"));
     Files.write(folder.resolve("mlp.onnx"), SmallModels.model(13, mixed).toByteArray());
-    String stages = "stages:\n  - {kind: quantize, steps: 6, batch: 16, learning-rate: 1e-3}\n";
+    String stages =
+        "stages:\n  - {kind: quantize, form: FORM, steps: 6, batch: 16, learning-rate: 1e-3}\n"
+            .replace("FORM", ExactProducts.form("dynamic"));
     Files.writeString(
         recipe,
         "model: {file: mlp.onnx}\n"
             + "data: {examples: examples.safetensors, validation: 32, evaluation: 64}\n"
             + stages);
     JsonNode report = Run.of("compress", recipe, "-o", folder.resolve("out"), "--json").json();
-    double least = ExactProducts.areHere() ? 0.999 : 0.9;
-    assertTrue(report.at("/fidelity/cosine_mean").asDouble() > least, report.toString());
+    assertTrue(report.at("/fidelity/cosine_mean").asDouble() > 0.999, report.toString());
     OnnxModel made = OnnxModel.read(folder.resolve("out/model-int8.onnx"));
     assertTrue(
         made.allProducers().values().stream().noneMatch(n -> n.getOpType().equals("MatMul")));

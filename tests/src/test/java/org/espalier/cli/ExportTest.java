@@ -19,7 +19,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
 import javax.imageio.ImageIO;
-import org.espalier.compress.onnx.Int8Saturation;
+import org.espalier.ExactProducts;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.Libtorch;
 import org.espalier.transformers.SmallCheckpoint;
@@ -99,19 +99,26 @@ class ExportTest {
     {"prune", "--channels=0.2"}
   };
 
+  /** What one of the {@link #WAYS} makes, with products that are exact on this machine. */
+  private Path made(String[] way, Path from, Path calibration) {
+    Path out = folder.resolve(way[1] + ".onnx");
+    List<Object> args =
+        new ArrayList<>(List.of(way[0], from, "-o", out, way[1], "--calibration", calibration));
+    if (List.of("--to=onnx-dynamic", "--to=onnx-qdq").contains(way[1])
+        && !ExactProducts.areHere()) {
+      args.add("--unsigned-weights");
+    }
+    Run.of(args.toArray()).done();
+    return out;
+  }
+
   @ParameterizedTest
   @ValueSource(strings = {"gpt2", "phi3", "gemma3_text"})
   void languageModelsAreQuantizedAndPruned(String type) throws IOException {
     SmallCheckpoint.writeLanguageModel(checkpoint, type);
     Path onnx = export(checkpoint, "model.onnx");
     for (String[] way : WAYS) {
-      Path out = folder.resolve(way[1] + ".onnx");
-      List<Object> args =
-          new ArrayList<>(List.of(way[0], checkpoint, "-o", out, way[1], "--calibration", texts));
-      if (way[1].endsWith("dynamic") && Int8Saturation.onThisMachine()) {
-        args.add("--reduce-range"); // what saturated products falsify is the command's to warn of
-      }
-      Run.of(args.toArray()).done();
+      Path out = made(way, checkpoint, texts);
       double divergence = divergence(onnx, out);
       assertTrue(divergence > 0 && divergence < 0.1, way[1] + ": " + divergence);
     }
@@ -127,8 +134,7 @@ class ExportTest {
     SmallCheckpoint.writeTextEncoder(checkpoint, type);
     Path onnx = export(checkpoint, "model.onnx");
     for (String[] way : WAYS) {
-      Path out = folder.resolve(way[1] + ".onnx");
-      Run.of(way[0], checkpoint, "-o", out, way[1], "--calibration", texts).done();
+      Path out = made(way, checkpoint, texts);
       double cosine = cosine(onnx, out);
       assertTrue(cosine > 0.95 && cosine < 1, way[1] + ": " + cosine);
     }
@@ -197,11 +203,15 @@ class ExportTest {
     List<String[]> ways = new ArrayList<>(List.of(WAYS));
     ways.add(new String[] {"quantize", "--to=onnx-qdq"});
     for (String[] way : ways) {
-      Path out = folder.resolve(way[1] + ".onnx");
-      Run.of(way[0], images, "-o", out, way[1], "--calibration", pictures).done();
+      Path out = made(way, images, pictures);
       double error = error(onnx, out, pictures);
-      assertTrue(error > 0 && error < 0.1, way[1] + ": " + error);
+      assertTrue(error > 0 && error < largest(way), way[1] + ": " + error);
     }
+  }
+
+  /** The error that is too much for a model of random weights: of rounding, and of channels that are not there. */
+  private static double largest(String[] way) {
+    return way[0].equals("prune") ? 0.2 : way[1].endsWith("int4") ? 0.15 : 0.05;
   }
 
   private static double error(Path reference, Path candidate, Path pictures) {
@@ -255,20 +265,14 @@ class ExportTest {
     Path pictures = pictures();
     List<String[]> ways = new ArrayList<>(List.of(WAYS));
     for (String[] way : ways) {
-      Path made = folder.resolve(way[1] + ".onnx");
-      Run.of(way[0], text, "-o", made, way[1], "--calibration", texts).done();
-      double cosine = cosine(text, made);
+      double cosine = cosine(text, made(way, text, texts));
       assertTrue(cosine > 0.95 && cosine < 1, way[1] + ": " + cosine);
     }
     learnsBehind(text);
     ways.add(new String[] {"quantize", "--to=onnx-qdq"});
     for (String[] way : ways) {
-      Path made = folder.resolve(way[1] + "-image.onnx");
-      Run.of(way[0], image, "-o", made, way[1], "--calibration", pictures).done();
-      // Of one vector, where errors of activations do not meet a residual that is larger than
-      // blocks.
-      double error = error(image, made, pictures);
-      assertTrue(error > 0 && error < 0.2, way[1] + ": " + error);
+      double error = error(image, made(way, image, pictures), pictures);
+      assertTrue(error > 0 && error < largest(way), way[1] + ": " + error);
     }
   }
 

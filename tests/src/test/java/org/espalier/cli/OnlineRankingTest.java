@@ -23,9 +23,9 @@ import java.util.List;
 import java.util.Map;
 import java.util.function.Function;
 import java.util.stream.Stream;
-import org.espalier.ExactProducts;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.Int8Model;
+import org.espalier.compress.onnx.RuntimeRuns;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.RankingModel;
 import org.espalier.format.onnx.SmallModels;
@@ -162,16 +162,13 @@ class OnlineRankingTest {
   void learnsAndServesWhatOnnxRuntimeSays(boolean int8) throws Exception {
     if (int8) {
       OnnxModel integers = OnnxModel.read(model);
-      new DynamicQuantizer(integers, DynamicQuantizer.Options.defaults()).apply();
+      new DynamicQuantizer(integers, RuntimeRuns.exactDynamic()).apply();
       model = folder.resolve("int8.onnx");
       integers.write(model);
     }
     JsonNode metrics = online(store, lines(4000)).path("metrics");
     assertTrue(metrics.path("accuracy_window").asDouble() > (int8 ? 0.8 : 0.9), metrics.toString());
     assertEquals(int8, Int8Model.is(OnnxModel.read(graph(store, 1))));
-    if (int8) {
-      ExactProducts.assume();
-    }
     try (Service service = service();
         OrtSession session =
             OrtEnvironment.getEnvironment().createSession(graph(store, 1).toString())) {

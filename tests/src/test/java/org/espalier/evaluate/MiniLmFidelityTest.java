@@ -15,10 +15,10 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
-import org.espalier.NeedsExactProducts;
 import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.Clipping;
 import org.espalier.compress.onnx.DynamicQuantizer;
+import org.espalier.compress.onnx.RuntimeRuns;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.espalier.format.onnx.OnnxModel;
 import org.junit.jupiter.api.BeforeAll;
@@ -58,12 +58,11 @@ class MiniLmFidelityTest {
   }
 
   @Test
-  @NeedsExactProducts
   void aCalibratedModelStaysFaithfulAndSmall() {
     Path small = folder.resolve("int8.onnx");
     try (TextTokenizer tokenizer = new TextTokenizer(tokenizerFile, 256)) {
       OnnxModel model = OnnxModel.read(original);
-      DynamicQuantizer q = new DynamicQuantizer(model, DynamicQuantizer.Options.defaults());
+      DynamicQuantizer q = new DynamicQuantizer(model, RuntimeRuns.exactDynamic());
       q.calibrate(new TextActivations(tokenizer, fitting, 2));
       q.apply();
       model.write(small);
@@ -89,7 +88,7 @@ class MiniLmFidelityTest {
     Path small = folder.resolve("qdq.onnx");
     try (TextTokenizer tokenizer = new TextTokenizer(tokenizerFile, 256)) {
       OnnxModel model = OnnxModel.read(original);
-      StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+      StaticQuantizer q = new StaticQuantizer(model, RuntimeRuns.exactStatic());
       // 36 linear layers, the pooler and three embedding tables.
       assertEquals(40, q.quantized().size());
       assertEquals(Map.of(), q.skipped());

@@ -33,9 +33,9 @@ import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
-import org.espalier.NeedsExactProducts;
 import org.espalier.compress.onnx.DynamicQuantizer;
 import org.espalier.compress.onnx.QuantizedProduct;
+import org.espalier.compress.onnx.RuntimeRuns;
 import org.espalier.evaluate.TextActivations;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.format.onnx.OnnxModel;
@@ -78,13 +78,12 @@ class SimulationTest {
   }
 
   @Test
-  @NeedsExactProducts
   void integersAndAnswersAreThoseOfTheRuntime() throws IOException, OrtException {
     Path original = resource("all-minilm-l6-v2.onnx");
     Path tokenizerFile = resource("all-minilm-l6-v2-tokenizer.json");
     try (TextTokenizer tokenizer = new TextTokenizer(tokenizerFile, 64)) {
       OnnxModel model = OnnxModel.read(original);
-      DynamicQuantizer quantizer = new DynamicQuantizer(model, DynamicQuantizer.Options.defaults());
+      DynamicQuantizer quantizer = new DynamicQuantizer(model, RuntimeRuns.exactDynamic());
       quantizer.calibrate(new TextActivations(tokenizer, CALIBRATION, 2));
       quantizer.prepareTraining();
       try (OnnxGraph graph = new OnnxGraph(model)) {

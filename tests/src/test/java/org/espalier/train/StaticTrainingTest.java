@@ -240,7 +240,7 @@ class StaticTrainingTest {
             new Stage.Train("fit", fit),
             new Stage.Quantize(
                 "quantize",
-                Quantization.fixed()
+                ExactProducts.exact(Quantization.fixed())
                     .with(new Quantization.Ranges(new Clipping.MinMax(), 0.05, 0.5, learn))
                     .withLearnedScales(learn),
                 training)),
@@ -317,7 +317,8 @@ class StaticTrainingTest {
     Map<String, Double> losses = new LinkedHashMap<>();
     for (String way : List.of("auto", "mse", "minmax")) {
       Clipping clipping = way.equals("auto") ? null : Clipping.parse(way);
-      Quantization how = Quantization.fixed().with(Quantization.Ranges.still(clipping));
+      Quantization how =
+          ExactProducts.exact(Quantization.fixed()).with(Quantization.Ranges.still(clipping));
       Training none = Training.none().with(Objective.ofOutput());
       CompressionPlan plan =
           new CompressionPlan(List.of(new Stage.Quantize("quantize", how, none)), 7);
@@ -392,7 +393,6 @@ class StaticTrainingTest {
 
   private static void answersAsTrainingSawIt(OnnxCompression c, OnnxModel exported)
       throws OrtException {
-    ExactProducts.assume();
     Examples.Labelled validation = images(128, 2);
     double loss = 0;
     int right = 0;

@@ -68,6 +68,11 @@ public record Quantization(
       return new Weights(integers, block, size, embeddings, learned);
     }
 
+    /** The same with other integers. */
+    public Weights withIntegers(WeightIntegers other) {
+      return new Weights(other, block, size, embeddings, learnScales);
+    }
+
     /** The same with another size. */
     public Weights withSize(double share) {
       return new Weights(integers, block, share, embeddings, learnScales);

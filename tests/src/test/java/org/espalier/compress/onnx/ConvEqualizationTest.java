@@ -25,7 +25,6 @@ import java.util.Map;
 import java.util.Random;
 import java.util.Set;
 import java.util.stream.Collectors;
-import org.espalier.NeedsExactProducts;
 import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
@@ -112,7 +111,7 @@ class ConvEqualizationTest {
 
   private static double error(ModelProto proto, TensorActivations source, boolean equalized) {
     OnnxModel model = OnnxModel.of(proto, "test");
-    StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    StaticQuantizer q = new StaticQuantizer(model, RuntimeRuns.exactStatic());
     Clipping all = new Clipping.MinMax();
     q.setRanges(equalized ? q.calibrate(source, all) : q.ranges(source, all));
     OutputError error = new OutputError(OnnxModel.of(proto, "float"), source);
@@ -159,7 +158,6 @@ class ConvEqualizationTest {
         "d Conv a w_g;z Relu d",
         "s Shape a;z Relu a",
       })
-  @NeedsExactProducts
   void answersStayAndErrorsFall(String lines) throws OrtException {
     ModelProto proto = model(lines.split(";"));
     TensorActivations source = examples();

@@ -37,8 +37,8 @@ import java.util.Random;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.stream.LongStream;
+import org.espalier.ExactProducts;
 import org.espalier.InputException;
-import org.espalier.NeedsExactProducts;
 import org.espalier.evaluate.ExampleActivations;
 import org.espalier.evaluate.ExampleTensors;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -438,14 +438,13 @@ class DynamicQuantizerTest {
 
   /** One row varies in nothing: its moments are what rounding leaves of 0. */
   @Test
-  @NeedsExactProducts
   void calibrationOnOneRowOrOnEqualOnesRoundsWeightsAsTheyAre() throws OrtException {
     OnnxModel original = OnnxModel.of(SmallModels.mlp(), "mlp");
     float[] row = new float[8];
     rows(3, 1, 8).get(row);
     for (int repeats : new int[] {1, 70}) {
       OnnxModel model = original.copy();
-      DynamicQuantizer q = new DynamicQuantizer(model, DynamicQuantizer.Options.defaults());
+      DynamicQuantizer q = new DynamicQuantizer(model, RuntimeRuns.exactDynamic());
       q.calibrate(
           new ExampleActivations(
               ExampleTensors.of(Collections.nCopies(repeats, row), List.of(8L)), 1));
@@ -677,7 +676,6 @@ class DynamicQuantizerTest {
    * of which reads the activation of a product outside, and have their own, as initializer and as Constant.
    */
   @Test
-  @NeedsExactProducts
   void weightsInBranchesAreQuantized() throws OrtException {
     Random random = new Random(3);
     List<GraphProto.Builder> branches = new ArrayList<>();
@@ -729,7 +727,7 @@ class DynamicQuantizerTest {
               .addOutput(value("y", DataType.FLOAT, -1, WIDTH));
       ModelProto proto = SmallModels.model(13, g);
       for (boolean calibrated : new boolean[] {false, true}) {
-        OnnxModel model = quantized(proto, calibrated, WeightIntegers.INT8);
+        OnnxModel model = quantized(proto, calibrated, ExactProducts.first());
         long products =
             model.allNodes().stream().filter(n -> n.getOpType().equals("MatMulInteger")).count();
         assertEquals(7, products);

@@ -30,7 +30,6 @@ import java.util.Random;
 import java.util.Set;
 import java.util.function.DoubleUnaryOperator;
 import org.espalier.InputException;
-import org.espalier.NeedsExactProducts;
 import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ProductSite.Product;
 import org.espalier.compress.onnx.fitting.ActivationStatistics;
@@ -164,7 +163,7 @@ class InnerProductsTest {
 
   private static WeightQuantizer quantizer(String form, OnnxModel model) {
     return form.equals("onnx-dynamic")
-        ? new DynamicQuantizer(model, DynamicQuantizer.Options.defaults())
+        ? new DynamicQuantizer(model, RuntimeRuns.exactDynamic())
         : new BlockQuantizer(model, BlockQuantizer.Options.of(form.equals("onnx-int4") ? 4 : 8));
   }
 
@@ -230,7 +229,6 @@ class InnerProductsTest {
   /** Branches look up in the integers of the head that they share. */
   @ParameterizedTest
   @ValueSource(strings = {"onnx-dynamic", "onnx-int8", "onnx-int4"})
-  @NeedsExactProducts
   void aHeadThatIsTheTableIsStoredOnce(String form) {
     ModelProto decoder = SmallDecoder.tied(3, 1100, WIDTH, 1);
     ActivationSource some = new TextActivations(1, texts(1, 20));
@@ -401,7 +399,6 @@ class InnerProductsTest {
   /** What is not seen is rounded to the nearest, and all compute as before. */
   @ParameterizedTest
   @ValueSource(strings = {"onnx-dynamic", "onnx-int8"})
-  @NeedsExactProducts
   void weightsThatExamplesDoNotShowAreTold(String form) throws OrtException {
     OnnxModel original = OnnxModel.of(choosing(), "choosing");
     OnnxModel model = OnnxModel.of(choosing(), "choosing");
@@ -424,7 +421,6 @@ class InnerProductsTest {
   /** Training moves what the main graph multiplies; the rest is written as it was fitted. */
   @ParameterizedTest
   @ValueSource(strings = {"onnx-dynamic", "onnx-int8"})
-  @NeedsExactProducts
   void whatTrainingStartsFromHasFittedBranches(String form) throws OrtException {
     OnnxModel original = OnnxModel.of(choosing(), "choosing");
     OnnxModel model = OnnxModel.of(choosing(), "choosing");

@@ -32,7 +32,7 @@ import java.util.Random;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.function.Predicate;
-import org.espalier.NeedsExactProducts;
+import org.espalier.ExactProducts;
 import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
@@ -89,7 +89,8 @@ class IntegerOperatorsTest {
   private static OnnxModel quantize(
       ModelProto proto, Map<String, OnnxTensor> in, Predicate<OnnxWeight> include) {
     OnnxModel model =
-        fixed(proto, new StaticQuantizer.Options(WeightIntegers.INT8, true, include), List.of(in));
+        fixed(
+            proto, new StaticQuantizer.Options(ExactProducts.first(), true, include), List.of(in));
     model.check();
     return model;
   }
@@ -115,7 +116,6 @@ class IntegerOperatorsTest {
   }
 
   @Test
-  @NeedsExactProducts
   void operatorsBetweenConvsRunOnIntegersInOneLayout() throws OrtException, IOException {
     GraphProto.Builder g = graph(4, 16, 16, 4);
     conv(g, "x", "a", 4, 16);
@@ -178,7 +178,6 @@ class IntegerOperatorsTest {
 
   /** Behind a float Conv too, what adds to its image keeps the layout of the int8 Convs. */
   @Test
-  @NeedsExactProducts
   void anImageThatAFloatConvMakesIsLaidOutAsTheOthers() throws OrtException, IOException {
     GraphProto.Builder g = graph(4, 16, 8, 8);
     conv(g, "x", "v0", 4, 16);
@@ -200,7 +199,6 @@ class IntegerOperatorsTest {
 
   @ParameterizedTest
   @ValueSource(strings = {"HardSwish", "HardSigmoid", "Clip", "ClipFirst"})
-  @NeedsExactProducts
   void hardSwishRunsAsASumAndAProduct(String form) throws OrtException, IOException {
     GraphProto.Builder g = graph(4, 16, 8, 8);
     conv(g, "x", "a", 4, 16);
@@ -256,7 +254,6 @@ class IntegerOperatorsTest {
 
   @ParameterizedTest
   @ValueSource(floats = {1, 1.7f})
-  @NeedsExactProducts
   void swishRunsAsASigmoidAndAProduct(float alpha) throws OrtException, IOException {
     GraphProto.Builder g = graph(4, 16, 8, 8);
     conv(g, "x", "a", 4, 16);
@@ -288,7 +285,7 @@ class IntegerOperatorsTest {
     Map<String, OnnxTensor> in = input(4, 8);
     TensorActivations source = new TensorActivations(List.of(in), 1);
     OnnxModel model = OnnxModel.of(proto, "test");
-    StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    StaticQuantizer q = new StaticQuantizer(model, RuntimeRuns.exactStatic());
     double plain = error(proto, quantize(proto, in, ALL), in);
     q.apply(q.calibrate(source, new Clipping.MinMax()));
     assertEquals(List.of("u", "e"), q.quantized());
@@ -308,7 +305,6 @@ class IntegerOperatorsTest {
   /** Relu6 and a bound below 0: the grid ends where they do. */
   @ParameterizedTest
   @CsvSource({"0, 6", "-0.4, 1e9", "-0.4, 0.3", "-1, 0"})
-  @NeedsExactProducts
   void theGridClipsAsClipDoes(float low, float high) throws OrtException, IOException {
     GraphProto.Builder g = graph(4, 16, 8, 8);
     conv(g, "x", "a", 4, 16);
@@ -352,7 +348,6 @@ class IntegerOperatorsTest {
   }
 
   @Test
-  @NeedsExactProducts
   void aMaximumWithANumberIsAClip() throws OrtException, IOException {
     GraphProto.Builder g = graph(4, 16, 8, 8);
     conv(g, "x", "a", 4, 16);
@@ -374,7 +369,6 @@ class IntegerOperatorsTest {
 
   @ParameterizedTest
   @ValueSource(booleans = {false, true})
-  @NeedsExactProducts
   void aPadWithZerosIsThePaddingOfTheConv(boolean inParts) throws OrtException {
     GraphProto.Builder g = graph(4, 8, 8, 4);
     conv(g, "x", "a", 4, 16);
@@ -421,7 +415,6 @@ class IntegerOperatorsTest {
    */
   @ParameterizedTest
   @ValueSource(booleans = {false, true})
-  @NeedsExactProducts
   void depthwiseConvsGetChannelsForTheFastKernel(boolean floatConv) throws OrtException {
     GraphProto.Builder g = graph(4, 6, 8, 4);
     conv(g, "x", "a", 4, 24);
@@ -489,7 +482,6 @@ class IntegerOperatorsTest {
   /** A gate whose few large values take the grid from all others: where the rest is right, it stays float. */
   @ParameterizedTest
   @ValueSource(booleans = {false, true})
-  @NeedsExactProducts
   void productsOfTwoImagesStayFloatWhereTheyCostTooMuch(boolean uneven) throws OrtException {
     GraphProto.Builder g = graph(4, 8, 8, 8);
     conv(g, "x", "a", 4, 8);
@@ -514,7 +506,7 @@ class IntegerOperatorsTest {
     ModelProto proto = SmallModels.model(13, g);
     TensorActivations source = new TensorActivations(List.of(input(4, 8)), 1);
     OnnxModel model = OnnxModel.of(proto, "test");
-    StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    StaticQuantizer q = new StaticQuantizer(model, RuntimeRuns.exactStatic());
     q.setRanges(q.calibrate(source, new Clipping.MinMax()));
     OutputError error = new OutputError(model, source);
     assertEquals(uneven ? Set.of("Mul") : Set.of(), q.leaveImprecise(error));

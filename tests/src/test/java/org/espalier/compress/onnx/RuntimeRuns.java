@@ -12,6 +12,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import java.util.TreeMap;
+import org.espalier.ExactProducts;
 import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxModel;
 
@@ -20,6 +21,16 @@ public final class RuntimeRuns {
   private static final OrtEnvironment ENVIRONMENT = OrtEnvironment.getEnvironment();
 
   private RuntimeRuns() {}
+
+  /** All weights, as integers whose products are exact on this machine. */
+  public static DynamicQuantizer.Options exactDynamic() {
+    return new DynamicQuantizer.Options(ExactProducts.first(), true, w -> true);
+  }
+
+  /** The same. */
+  public static StaticQuantizer.Options exactStatic() {
+    return new StaticQuantizer.Options(ExactProducts.first(), true, w -> true);
+  }
 
   static OnnxTensor tensor(float[] values, long... dims) throws OrtException {
     return OnnxTensor.createTensor(ENVIRONMENT, FloatBuffer.wrap(values), dims);

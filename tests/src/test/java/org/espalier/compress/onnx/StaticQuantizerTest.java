@@ -41,7 +41,6 @@ import java.util.Random;
 import java.util.Set;
 import org.espalier.ExactProducts;
 import org.espalier.InputException;
-import org.espalier.NeedsExactProducts;
 import org.espalier.evaluate.TensorActivations;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -108,7 +107,6 @@ class StaticQuantizerTest {
   }
 
   @Test
-  @NeedsExactProducts
   void convsThatAloneSpoilTheOutputsStayFloat() throws OrtException {
     Map<String, OnnxTensor> in = Map.of("v0", normal(new Random(3), 1, 8, 6, 6));
     ActivationSource source = new TensorActivations(List.of(in), 1);
@@ -116,13 +114,13 @@ class StaticQuantizerTest {
       ModelProto proto = unevenChannels(factor);
       float[] expected = first(OnnxModel.of(proto, "float"), in);
       OnnxModel all = OnnxModel.of(proto, "all");
-      StaticQuantizer quantizer = new StaticQuantizer(all, StaticQuantizer.Options.defaults());
+      StaticQuantizer quantizer = new StaticQuantizer(all, RuntimeRuns.exactStatic());
       Map<String, ActivationRange> ranges = quantizer.calibrate(source, new Clipping.MinMax());
       quantizer.apply(ranges);
       double spoilt = error(expected, first(all, in));
 
       OnnxModel model = OnnxModel.of(proto, "some");
-      quantizer = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+      quantizer = new StaticQuantizer(model, RuntimeRuns.exactStatic());
       quantizer.setRanges(quantizer.calibrate(source, new Clipping.MinMax()));
       Map<String, Double> left = quantizer.leaveSensitive(new OutputError(model, source));
       quantizer.apply(quantizer.ranges());
@@ -201,7 +199,6 @@ class StaticQuantizerTest {
   }
 
   @Test
-  @NeedsExactProducts
   void rangesServeTheAnswersNotWhatTheyAreMadeOf() throws OrtException {
     List<Map<String, OnnxTensor>> examples = new ArrayList<>();
     for (int e = 0; e < 4; e++) {
@@ -221,7 +218,7 @@ class StaticQuantizerTest {
           i == 0
               ? new OutputError(model, source)
               : new OutputError(model, List.of("features"), source);
-      StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+      StaticQuantizer q = new StaticQuantizer(model, RuntimeRuns.exactStatic());
       Map<String, ActivationRange> ranges = q.calibrate(source, error);
       boolean cut = ranges.get("features").max() < 10;
       assertEquals(i == 0, cut, ranges.toString());
@@ -443,7 +440,6 @@ class StaticQuantizerTest {
     "10,Resize,nearest",
     "10,Resize,linear"
   })
-  @NeedsExactProducts
   void oldResizesAreRaised(int opset, String operator, String mode) throws OrtException {
     Random random = new Random(6);
     ByteBuffer scales = ByteBuffer.allocate(16).order(ByteOrder.LITTLE_ENDIAN);
@@ -476,7 +472,7 @@ class StaticQuantizerTest {
     OpsetUpgrade.raise(raised, 13);
     Map<String, OnnxTensor> in = Map.of("x", normal(new Random(1), 2, 3, 6, 5));
     assertEquals(0, error(first(original, in), first(raised, in)), 1e-6);
-    OnnxModel q = fixed(original.toProto(), StaticQuantizer.Options.defaults(), List.of(in));
+    OnnxModel q = fixed(original.toProto(), RuntimeRuns.exactStatic(), List.of(in));
     double error = error(first(original, in), first(q, in));
     assertTrue(error < 0.02, "error " + error);
   }
@@ -504,7 +500,6 @@ class StaticQuantizerTest {
   }
 
   @Test
-  @NeedsExactProducts
   void aChannelOfZerosHasAScaleAndALargeBiasWidensOne() throws OrtException {
     OnnxModel model = OnnxModel.of(SmallModels.mlp(), "mlp");
     float[] w = new float[48];
@@ -520,9 +515,9 @@ class StaticQuantizerTest {
     }
     model.replaceInitializer(OnnxInitializer.floats("w2", new long[] {4, 6}, w2));
     Map<String, OnnxTensor> in = Map.of("x", normal(new Random(1), 64, 8));
-    OnnxModel q = fixed(model.toProto(), StaticQuantizer.Options.defaults(), List.of(in));
+    OnnxModel q = fixed(model.toProto(), RuntimeRuns.exactStatic(), List.of(in));
     assertEquals(max(q.initializer("w_scale").floats()), q.initializer("w_scale").floats().get(2));
-    assertEquals(0, q.initializer("w_quantized").data().get(2));
+    assertEquals(ExactProducts.first().zeroPoint(), q.initializer("w_quantized").data().get(2));
     int bias = q.initializer("b2_quantized").data().getInt(0);
     assertTrue(Math.abs(bias) > 1 << 29 && Math.abs(bias) <= (1 << 30) + 128, "bias " + bias);
     double error = error(first(model, in), first(q, in));
@@ -531,11 +526,10 @@ class StaticQuantizerTest {
 
   /** 1e7 in steps of the product's scale is more than 2^31. */
   @Test
-  @NeedsExactProducts
   void aBiasThatTrainingMovedTooFarStaysFloat() throws OrtException {
     OnnxModel model = OnnxModel.of(SmallModels.mlp(), "mlp");
     Map<String, OnnxTensor> in = Map.of("x", normal(new Random(1), 64, 8));
-    StaticQuantizer quantizer = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    StaticQuantizer quantizer = new StaticQuantizer(model, RuntimeRuns.exactStatic());
     quantizer.setRanges(
         quantizer.ranges(new TensorActivations(List.of(in), 1), new Clipping.MinMax()));
     quantizer.prepareTraining();
@@ -562,7 +556,6 @@ class StaticQuantizerTest {
   }
 
   @Test
-  @NeedsExactProducts
   void aNormalizationIsFoldedIntoItsConvolution() throws OrtException {
     Random random = new Random(7);
     GraphProto.Builder g =
@@ -608,7 +601,7 @@ class StaticQuantizerTest {
     assertFalse(operators(folded).containsKey("BatchNormalization"));
     Map<String, OnnxTensor> in = Map.of("x", normal(new Random(1), 4, 3, 8, 8));
     assertTrue(error(first(original, in), first(folded, in)) < 1e-5);
-    OnnxModel q = fixed(proto, StaticQuantizer.Options.defaults(), List.of(in));
+    OnnxModel q = fixed(proto, RuntimeRuns.exactStatic(), List.of(in));
     double error = error(first(original, in), first(q, in));
     assertTrue(error > 1e-6 && error < 0.03, "error " + error);
 
@@ -696,12 +689,11 @@ class StaticQuantizerTest {
   }
 
   @Test
-  @NeedsExactProducts
   void whatTheRuntimeHasNoIntegersForStaysFloat() throws OrtException {
     OnnxModel model = OnnxModel.of(SmallModels.recurrent(), "recurrent");
-    StaticQuantizer q = new StaticQuantizer(model, StaticQuantizer.Options.defaults());
+    StaticQuantizer q = new StaticQuantizer(model, RuntimeRuns.exactStatic());
     OnnxModel other = OnnxModel.of(SmallModels.recurrent(), "recurrent");
-    DynamicQuantizer d = new DynamicQuantizer(other, DynamicQuantizer.Options.defaults());
+    DynamicQuantizer d = new DynamicQuantizer(other, RuntimeRuns.exactDynamic());
     for (Map<String, String> skipped : List.of(q.skipped(), d.skipped())) {
       assertEquals("ONNX Runtime has no int8 ConvTranspose", skipped.get("up.weight"));
       assertEquals("no form has an int8 LSTM", skipped.get("lstm.R"));

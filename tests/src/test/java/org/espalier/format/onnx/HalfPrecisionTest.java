@@ -35,10 +35,10 @@ import java.util.Random;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.stream.LongStream;
-import org.espalier.ExactProducts;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationRange;
 import org.espalier.compress.onnx.DynamicQuantizer;
+import org.espalier.compress.onnx.RuntimeRuns;
 import org.espalier.compress.onnx.StaticQuantizer;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -365,19 +365,18 @@ class HalfPrecisionTest {
 
   @Test
   void halfModelsAreQuantized() throws OrtException {
-    ExactProducts.assume();
     for (DataType type : List.of(DataType.FLOAT16, DataType.BFLOAT16)) {
       for (ModelProto proto : List.of(SmallModels.mlp(), SmallModels.cnn())) {
         ModelProto half = HalfModels.of(proto, type);
         List<float[]> expected = run(OnnxModel.of(proto, "float32"));
         OnnxModel dynamic = OnnxModel.of(half, "dynamic");
         List<Integer> types = types(dynamic);
-        new DynamicQuantizer(dynamic, DynamicQuantizer.Options.defaults()).apply();
+        new DynamicQuantizer(dynamic, RuntimeRuns.exactDynamic()).apply();
         assertTrue(operators(dynamic).contains("MatMulInteger"));
         assertEquals(types, types(dynamic));
         assertNear(expected, run(dynamic), 0.08);
         OnnxModel fixed = OnnxModel.of(half, "static");
-        StaticQuantizer quantizer = new StaticQuantizer(fixed, StaticQuantizer.Options.defaults());
+        StaticQuantizer quantizer = new StaticQuantizer(fixed, RuntimeRuns.exactStatic());
         Map<String, ActivationRange> ranges = new HashMap<>();
         quantizer.activations().forEach(a -> ranges.put(a, new ActivationRange(-8, 8)));
         quantizer.apply(ranges);

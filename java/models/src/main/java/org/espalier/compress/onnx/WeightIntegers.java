@@ -34,7 +34,7 @@ public enum WeightIntegers {
   }
 
   /** What they are in a model. */
-  DataType type() {
+  public DataType type() {
     return type;
   }
 
