@@ -353,13 +353,9 @@ final class Quantize implements Callable<Integer> {
     long begin = System.nanoTime();
     if (integersOption() == null
         && form != QuantizeForm.ONNX_FLOAT16
-        && (form != QuantizeForm.ONNX_INT4 || size != null)
+        && !form.hasBlocks()
         && Int8Saturation.onThisMachine()) {
-      common.note(
-          form.hasBlocks()
-              ? "warning: this processor lacks VNNI, where 8-bit products of ONNX Runtime may"
-                  + " saturate and falsify answers; 'espalier evaluate' tells"
-              : "warning: " + Int8Saturation.warning("--unsigned-weights"));
+      common.note("warning: " + Int8Saturation.warning("--unsigned-weights"));
     }
     OnnxModel onnx = source.onnx(common::note);
     AtomicFile.check(target, onnx.files().toArray(Path[]::new));

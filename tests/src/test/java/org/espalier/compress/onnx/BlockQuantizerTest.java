@@ -5,6 +5,7 @@ import static org.espalier.format.onnx.SmallModels.attribute;
 import static org.espalier.format.onnx.SmallModels.floats;
 import static org.espalier.format.onnx.SmallModels.node;
 import static org.espalier.format.onnx.SmallModels.value;
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
@@ -21,6 +22,7 @@ import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtSession;
 import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.nio.LongBuffer;
 import java.util.ArrayList;
@@ -191,6 +193,37 @@ class BlockQuantizerTest {
     String name = n.getInput(1) + "_real";
     model.addInitializer(OnnxInitializer.floats(name, new long[] {rows, columns}, w));
     return name;
+  }
+
+  /** Products of the largest integers on either side: sums of two of them, 255 · 127 each, have no place in 16 bits. */
+  @ParameterizedTest
+  @CsvSource({"4, 16", "4, 32", "4, 128", "8, 16", "8, 32", "8, 128"})
+  void productsDoNotSaturate(int bits, int block) throws OrtException {
+    for (float value : new float[] {1, -1}) {
+      float[] w = new float[256 * 64];
+      Arrays.fill(w, value);
+      ByteBuffer data = ByteBuffer.allocate(4 * w.length).order(ByteOrder.LITTLE_ENDIAN);
+      data.asFloatBuffer().put(w);
+      ModelProto proto =
+          SmallModels.model(
+              17,
+              GraphProto.newBuilder()
+                  .setName("ones")
+                  .addInput(value("x", DataType.FLOAT, -1, 256))
+                  .addInitializer(SmallModels.tensor("w", DataType.FLOAT, data, 256, 64))
+                  .addNode(node("MatMul", "m", List.of("x", "w"), "y"))
+                  .addOutput(value("y", DataType.FLOAT, -1, 64)));
+      OnnxModel model = quantized(proto, false, bits, block);
+      for (int rows : new int[] {1, 40}) {
+        float[] ones = new float[256 * rows];
+        Arrays.fill(ones, 1);
+        float[] expected = new float[64 * rows];
+        Arrays.fill(expected, 256 * value);
+        try (OnnxTensor x = RuntimeRuns.tensor(ones, rows, 256)) {
+          assertArrayEquals(expected, RuntimeRuns.first(model, Map.of("x", x)), 0.01f);
+        }
+      }
+    }
   }
 
   /** What one row is rounded to does not depend on how large others are, as it does with one step for all. */
