@@ -15,15 +15,21 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.Random;
 import java.util.TreeMap;
 import org.espalier.compress.onnx.BlockQuantizer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.RawSafetensors;
+import org.espalier.format.safetensors.SafetensorsDtype;
+import org.espalier.format.safetensors.TensorSpec;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 class InspectTest {
   @TempDir Path folder;
@@ -158,6 +164,62 @@ class InspectTest {
     assertEquals(
         "{bias=null, integers=matmul, product=matmul, s=null, table=embedding, turned=gemm}",
         kinds.toString());
+  }
+
+  /** Zeros are the integers that 0 is, whichever those are. */
+  @ParameterizedTest
+  @ValueSource(strings = {"onnx-dynamic", "onnx-qdq"})
+  void countsZerosOfUnsignedWeights(String form) throws IOException {
+    Path model = Files.write(folder.resolve("m.onnx"), SmallModels.mlp().toByteArray());
+    Path sparse = folder.resolve("sparse.onnx");
+    Run.of("prune", model, "-o", sparse, "--amount", "0.5").done();
+    List<Map<String, Integer>> zeros = new ArrayList<>();
+    for (String integers : List.of("--float-embeddings", "--unsigned-weights")) {
+      Path out = folder.resolve("out.onnx");
+      Run.of("quantize", sparse, "-o", out, "--to", form, "--calibration=" + inputs(), integers)
+          .done();
+      Map<String, Integer> found = new TreeMap<>();
+      for (JsonNode tensor : Run.of("inspect", out, "--json").json().get("tensors")) {
+        if (tensor.get("shape").size() == 2) {
+          found.put(tensor.get("name").asText(), tensor.get("zeros").asInt());
+        }
+      }
+      zeros.add(found);
+    }
+    assertEquals(2, zeros.get(0).size(), zeros.toString());
+    assertTrue(zeros.get(0).values().stream().allMatch(n -> n > 10), zeros.toString());
+    assertEquals(zeros.get(0), zeros.get(1));
+  }
+
+  private Path inputs() {
+    ByteBuffer x = ByteBuffer.allocate(4 * 8 * 16).order(ByteOrder.LITTLE_ENDIAN);
+    Random random = new Random(3);
+    while (x.hasRemaining()) {
+      x.putFloat((float) random.nextGaussian());
+    }
+    Path file = folder.resolve("x.safetensors");
+    TensorSpec spec = new TensorSpec("x", SafetensorsDtype.F32, List.of(16L, 8L));
+    RawSafetensors.write(file, Map.of(), Map.of(spec, x.array()));
+    return file;
+  }
+
+  @Test
+  void doesNotCountZerosOfSeveralZeroPoints() throws IOException {
+    GraphProto.Builder graph =
+        GraphProto.newBuilder()
+            .setName("g")
+            .addInput(value("x", DataType.UINT8, -1, 2))
+            .addInitializer(
+                SmallModels.tensor("w", DataType.UINT8, ByteBuffer.wrap(new byte[4]), 2, 2))
+            .addInitializer(
+                SmallModels.tensor("z", DataType.UINT8, ByteBuffer.wrap(new byte[] {0, 5}), 2))
+            .addNode(SmallModels.node("MatMulInteger", "", List.of("x", "w", "", "z"), "y"))
+            .addOutput(value("y", DataType.INT32, -1, 2));
+    Path file = folder.resolve("m.onnx");
+    OnnxModel.of(SmallModels.model(13, graph), "m").write(file);
+    for (JsonNode tensor : Run.of("inspect", file, "--json").json().get("tensors")) {
+      assertEquals(tensor.get("name").asText().equals("z"), tensor.has("zeros"));
+    }
   }
 
   /** A product of 72 input channels, which fill two blocks of 32 and a part of one, and a table of 64. */

@@ -12,7 +12,7 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
-import java.util.Set;
+import java.util.OptionalInt;
 import java.util.concurrent.Callable;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
@@ -133,7 +133,7 @@ final class Inspect implements Callable<Integer> {
     model.initializers().forEach(i -> tensors.put(i.name(), i));
     weights.keySet().forEach(value -> tensors.putIfAbsent(value, model.constant(value)));
     Map<String, PackedWeight> packed = PackedWeight.of(model);
-    Map<String, Set<OnnxWeight.Kind>> integers = IntegerWeights.kinds(model);
+    Map<String, IntegerWeights.Weight> integers = IntegerWeights.of(model);
     integers.keySet().forEach(value -> tensors.putIfAbsent(value, model.constant(value)));
     long total = tensors.values().stream().mapToLong(OnnxInitializer::byteLength).sum();
     long done = 0;
@@ -141,8 +141,8 @@ final class Inspect implements Callable<Integer> {
     for (Map.Entry<String, OnnxInitializer> e : tensors.entrySet()) {
       OnnxInitializer tensor = e.getValue();
       OnnxWeight weight = weights.get(e.getKey());
-      Set<OnnxWeight.Kind> kinds = integers.getOrDefault(e.getKey(), Set.of());
-      rows.add(row(e.getKey(), tensor, weight, kinds, packed.get(e.getKey())));
+      IntegerWeights.Weight integer = integers.get(e.getKey());
+      rows.add(row(e.getKey(), tensor, weight, integer, packed.get(e.getKey())));
       done += tensor.byteLength();
       progress.update("reading", done, total);
     }
@@ -152,13 +152,13 @@ final class Inspect implements Callable<Integer> {
   /**
    * The line of a tensor that may be a weight; of a packed one how many integers it holds, not how many bytes.
    *
-   * @param integers what a weight of int8 is used for
+   * @param integers what a weight of int8 is; null where it is none
    */
   private static Row row(
       String value,
       OnnxInitializer tensor,
       OnnxWeight weight,
-      Set<OnnxWeight.Kind> integers,
+      IntegerWeights.Weight integers,
       PackedWeight packed) {
     if (packed != null) {
       return new Row(
@@ -172,7 +172,7 @@ final class Inspect implements Callable<Integer> {
     }
     String kinds =
         weight == null
-            ? kinds(integers.stream())
+            ? integers == null ? "" : kinds(integers.kinds().stream())
             : kinds(weight.uses().stream().map(OnnxWeight.Use::kind));
     return new Row(
         weight == null ? value : weight.name(),
@@ -181,7 +181,7 @@ final class Inspect implements Callable<Integer> {
         tensor.type().name().toLowerCase(Locale.ROOT),
         tensor.elements(),
         tensor.byteLength(),
-        zeros(tensor));
+        integers == null ? zeros(tensor) : zeros(tensor, integers.zeroPoint()));
   }
 
   private static String kinds(Stream<OnnxWeight.Kind> kinds) {
@@ -189,6 +189,23 @@ final class Inspect implements Callable<Integer> {
         .map(kind -> kind.name().toLowerCase(Locale.ROOT))
         .distinct()
         .collect(Collectors.joining("+"));
+  }
+
+  /** Integers of 8 bits that are 0; −1 where that is not one integer. */
+  private static long zeros(OnnxInitializer tensor, OptionalInt zeroPoint) {
+    if (zeroPoint.isEmpty()) {
+      return -1;
+    }
+    byte zero = (byte) zeroPoint.getAsInt();
+    long zeros = 0;
+    long bytes = tensor.byteLength();
+    for (long offset = 0; offset < bytes; offset += CHUNK) {
+      ByteBuffer part = tensor.data(offset, (int) Math.min(CHUNK, bytes - offset));
+      while (part.hasRemaining()) {
+        zeros += part.get() == zero ? 1 : 0;
+      }
+    }
+    return zeros;
   }
 
   private static long zeros(OnnxInitializer tensor) {
