@@ -173,6 +173,27 @@ class PublishedLayoutsTest {
     compare(made, kind.config().replaceAll("\\w*ForCausalLM|\\w*LMHeadModel", "AnyModel"), how);
   }
 
+  /** Constants of a MiB and more are made when they are asked for. */
+  @Test
+  void largeLayers() throws Exception {
+    String config = LLAMA.replace("208", "16384").replace("layers\": 2", "layers\": 1");
+    Integers how = new Integers(Words.GPTQ, 4, 32, false, true);
+    for (boolean floats : new boolean[] {false, true}) {
+      PublishedLayouts made =
+          new PublishedLayouts(SmallCheckpoint.languageModel(30, 160, 16384, 1));
+      for (String layer : made.layers()) {
+        if (floats) {
+          made.floats(layer, 128, 128, SafetensorsDtype.BF16, true);
+        } else {
+          made.integers(layer, how);
+        }
+      }
+      String settings = floats ? PublishedLayouts.ofBlocks(128, 128) : how.settings();
+      float[] values = states(exact(read(made.packed, with(config, settings))));
+      assertTrue(distance(states(read(made.plain, config)), values) < 1e-5, settings);
+    }
+  }
+
   /** Layers that configurations leave out have weights as ever. */
   @Test
   void layersThatStayFloat() throws Exception {
@@ -347,8 +368,13 @@ class PublishedLayoutsTest {
       floats.packed.write(folder, LLAMA);
       refused(fp8, LAYER + ".weight_scale_inv has the scale");
     }
-    floats.scales(LAYER + ".weight_scale_inv", SafetensorsDtype.F32, new float[] {1});
+    floats.packed.addBytes(LAYER + ".weight", SafetensorsDtype.F16, new byte[51200], 160, 160);
     floats.packed.write(folder, LLAMA);
+    refused(fp8, LAYER + ".weight' is F16[160, 160]; F8_E4M3[160, 160] is right");
+    PublishedLayouts others = llama();
+    others.floats(LAYER, 128, 128, SafetensorsDtype.F32, false);
+    others.scales(LAYER + ".weight_scale_inv", SafetensorsDtype.F32, new float[] {1});
+    others.packed.write(folder, LLAMA);
     refused(fp8, ".weight_scale_inv' is F32[]");
   }
 

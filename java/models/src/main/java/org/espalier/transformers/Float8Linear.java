@@ -70,9 +70,11 @@ final class Float8Linear {
     this.out = out;
   }
 
-  /** Whether the weight of a layer is floats of 8 bits. */
+  /** Whether the weight of a layer is floats of 8 bits, or should be, for there are scales. */
   static boolean isOne(CheckpointTensors tensors, String path) {
-    return tensors.has(path + ".weight", SafetensorsDtype.F8_E4M3);
+    return tensors.has(path + ".weight", SafetensorsDtype.F8_E4M3)
+        || tensors.has(path + SCALE)
+        || tensors.has(path + BLOCK_SCALE);
   }
 
   /** By what the elements of a weight are multiplied, those of blocks of rows and columns by one number. */
