@@ -354,6 +354,9 @@ class PublishedLayoutsTest {
     scales[799] = (short) 0xfc00;
     made.halves(LAYER + ".scales", SafetensorsDtype.F16, scales, 5, 160);
     refused(made, how, ".scales has the scale -Infinity");
+    made.halves(LAYER + ".scales", SafetensorsDtype.F16, new short[5 * 160], 5, 160);
+    made.packed.remove(LAYER + ".g_idx");
+    refused(made, how, "has no tensor '" + LAYER + ".g_idx'");
     made.packed.remove(LAYER + ".qzeros");
     refused(made, how, "has no tensor '" + LAYER + ".qzeros'");
     PublishedLayouts floats = llama();

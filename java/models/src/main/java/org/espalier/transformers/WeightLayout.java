@@ -10,10 +10,12 @@ import org.espalier.InputException;
  * @param method who reads them so
  * @param bits of integers
  * @param group how many inputs share a scale; 0 for all
+ * @param scattered whether inputs of a group may lie anywhere
  * @param zerosAreLess whether zero points are stored less one
  * @param block rows and columns of floats of 8 bits that share a scale; null where it does not say
  */
-record WeightLayout(Method method, int bits, long group, boolean zerosAreLess, Block block) {
+record WeightLayout(
+    Method method, int bits, long group, boolean scattered, boolean zerosAreLess, Block block) {
   /** By {@code quant_method}; TENSORS is compressed-tensors, or none, and tensors tell what they are. */
   enum Method {
     TENSORS,
@@ -25,7 +27,8 @@ record WeightLayout(Method method, int bits, long group, boolean zerosAreLess, B
   /** Rows and columns. */
   record Block(long rows, long columns) {}
 
-  private static final WeightLayout PLAIN = new WeightLayout(Method.TENSORS, 0, 0, false, null);
+  private static final WeightLayout PLAIN =
+      new WeightLayout(Method.TENSORS, 0, 0, false, false, null);
 
   private static final List<String> METHODS = List.of("compressed-tensors", "fp8", "gptq", "awq");
 
@@ -83,7 +86,7 @@ record WeightLayout(Method method, int bits, long group, boolean zerosAreLess, B
       }
       block = new Block((long) sizes[0], (long) sizes[1]);
     }
-    return new WeightLayout(Method.FP8, 8, 0, false, block);
+    return new WeightLayout(Method.FP8, 8, 0, false, false, block);
   }
 
   private static boolean isSize(double value) {
@@ -102,10 +105,10 @@ record WeightLayout(Method method, int bits, long group, boolean zerosAreLess, B
     List<String> formats = List.of("gptq", "gptq_v2");
     String format =
         settings.choice("checkpoint_format", settings.choice("format", "gptq", formats), formats);
-    settings.flag("desc_act", false); // g_idx tells it
+    boolean scattered = settings.flag("desc_act", false);
     long group = group(settings);
     checkExceptions(settings, bits);
-    return new WeightLayout(Method.GPTQ, (int) bits, group, format.equals("gptq"), null);
+    return new WeightLayout(Method.GPTQ, (int) bits, group, scattered, format.equals("gptq"), null);
   }
 
   private static WeightLayout ofAwq(Configuration settings) {
@@ -122,7 +125,7 @@ record WeightLayout(Method method, int bits, long group, boolean zerosAreLess, B
     }
     long group = group(settings);
     checkExceptions(settings, 4);
-    return new WeightLayout(Method.AWQ, 4, group, false, null);
+    return new WeightLayout(Method.AWQ, 4, group, false, false, null);
   }
 
   private static long group(Configuration settings) {

@@ -43,8 +43,8 @@ final class WordsLinear {
 
   private final GraphWriter graph;
   private final CheckpointTensors tensors;
+  private final WeightLayout layout;
   private final boolean interleaved;
-  private final boolean zerosAreLess;
   private final String path;
   private final int in;
   private final int out;
@@ -67,6 +67,7 @@ final class WordsLinear {
     layout.requireWords(tensors.place() + ": " + path + INTEGERS);
     this.graph = graph;
     this.tensors = tensors;
+    this.layout = layout;
     this.path = path;
     if (Math.max(in, out) > Integer.MAX_VALUE) {
       throw new InputException(called("") + " has " + in + " inputs and " + out + " outputs");
@@ -74,7 +75,6 @@ final class WordsLinear {
     this.in = (int) in;
     this.out = (int) out;
     interleaved = layout.method() == WeightLayout.Method.AWQ;
-    zerosAreLess = layout.zerosAreLess();
     bits = layout.bits();
     perWord = Integer.SIZE / bits;
     group = layout.group() == 0 ? in : layout.group();
@@ -143,7 +143,7 @@ final class WordsLinear {
 
   /** The inputs as groups have them, one behind the other; null where they lie so. */
   private int[] order() {
-    if (interleaved || !tensors.has(path + GROUPS)) {
+    if (interleaved || !layout.scattered() && !tensors.has(path + GROUPS)) {
       return null;
     }
     int[] groupOf = tensors.words(path + GROUPS, in);
@@ -191,15 +191,17 @@ final class WordsLinear {
         .parallel()
         .forEach(
             tile -> {
-              int end = Math.min(out, (tile + 1) * TILE);
+              int first = tile * TILE;
+              byte[] rows = new byte[Math.min(TILE, out - first) * rowBytes];
               for (int i = 0; i < in; i++) {
                 int from = order == null ? i : order[i];
-                int shift = i * bits % 8;
-                for (int o = tile * TILE; o < end; o++) {
-                  int at = o * rowBytes + i / (8 / bits);
-                  made.put(at, (byte) (made.get(at) | integer(words, from, o) << shift));
+                int shift = i % (8 / bits) * bits;
+                int o = first;
+                for (int at = i / (8 / bits); at < rows.length; at += rowBytes) {
+                  rows[at] |= (byte) (integer(words, from, o++) << shift);
                 }
               }
+              made.put(first * rowBytes, rows);
             });
     return made;
   }
@@ -226,7 +228,7 @@ final class WordsLinear {
   private OnnxInitializer zeros(BlockProduct product) {
     int perGroup = out / perWord;
     int[] words = tensors.words(path + ZEROS, groups, perGroup);
-    if (zerosAreLess) {
+    if (layout.zerosAreLess()) {
       int ones = bits == 4 ? 0x11111111 : 0x01010101;
       for (int i = 0; i < words.length; i++) {
         words[i] += ones;
