@@ -17,7 +17,6 @@ import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
-import org.espalier.ExactProducts;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -115,10 +114,8 @@ class PublishedLayoutsTest {
     made.packed.write(folder, with(config, how.settings())); // mapped by the model
     double apart = distance(expected, states(exact(model)));
     assertTrue(apart < 1e-5, how + ": " + apart);
-    if (how.bits() == 4 || ExactProducts.areHere()) {
-      double rounded = distance(expected, states(model));
-      assertTrue(rounded < 0.03, how + ": " + rounded);
-    }
+    double rounded = distance(expected, states(model));
+    assertTrue(rounded < 0.03, how + ": " + rounded);
     assertEquals(made.layers().size(), count(model, "MatMulNBits"));
     HostileConfigs.areRefusedOrRead(folder);
     return model;
