@@ -38,7 +38,7 @@ final class WordsLinear {
   /** Where in a word AWQ has each of eight outputs. */
   private static final int[] INTERLEAVED = {0, 4, 1, 5, 2, 6, 3, 7};
 
-  /** Outputs that one thread turns at once. */
+  /** Outputs that one thread turns at once, which fill words. */
   private static final int TILE = 64;
 
   private final GraphWriter graph;
@@ -175,35 +175,37 @@ final class WordsLinear {
     return inOrder ? null : order;
   }
 
-  private int integer(IntBuffer words, int i, int o) {
-    int word =
-        interleaved
-            ? words.get(i * (out / perWord) + o / perWord) >>> bits * INTERLEAVED[o % perWord]
-            : words.get(i / perWord * out + o) >>> bits * (i % perWord);
-    return word & (1 << bits) - 1;
-  }
-
   /** The integers of each output one behind the other, from a byte of its own on. */
   private ByteBuffer turned(ByteBuffer stored, int[] order, int rowBytes) {
     IntBuffer words = stored.order(ByteOrder.LITTLE_ENDIAN).asIntBuffer();
     ByteBuffer made = ByteBuffer.allocateDirect(out * rowBytes);
     IntStream.range(0, (out + TILE - 1) / TILE)
         .parallel()
-        .forEach(
-            tile -> {
-              int first = tile * TILE;
-              byte[] rows = new byte[Math.min(TILE, out - first) * rowBytes];
-              for (int i = 0; i < in; i++) {
-                int from = order == null ? i : order[i];
-                int shift = i % (8 / bits) * bits;
-                int o = first;
-                for (int at = i / (8 / bits); at < rows.length; at += rowBytes) {
-                  rows[at] |= (byte) (integer(words, from, o++) << shift);
-                }
-              }
-              made.put(first * rowBytes, rows);
-            });
+        .forEach(tile -> made.put(tile * TILE * rowBytes, rows(words, order, rowBytes, tile)));
     return made;
+  }
+
+  private byte[] rows(IntBuffer words, int[] order, int rowBytes, int tile) {
+    int first = tile * TILE;
+    int count = Math.min(TILE, out - first);
+    int mask = (1 << bits) - 1;
+    byte[] rows = new byte[count * rowBytes];
+    int[] line = new int[interleaved ? count / perWord : count];
+    for (int i = 0; i < in; i++) {
+      int from = order == null ? i : order[i];
+      words.get(
+          interleaved ? from * (out / perWord) + first / perWord : from / perWord * out + first,
+          line);
+      int low = from % perWord * bits;
+      int shift = i % (8 / bits) * bits;
+      int at = i / (8 / bits);
+      for (int o = 0; o < count; o++) {
+        int integer =
+            interleaved ? line[o / perWord] >>> bits * INTERLEAVED[o % perWord] : line[o] >>> low;
+        rows[o * rowBytes + at] |= (byte) ((integer & mask) << shift);
+      }
+    }
+    return rows;
   }
 
   /** Those of each output, those of a group as often as it has blocks. */
