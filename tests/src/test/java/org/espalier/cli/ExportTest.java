@@ -22,6 +22,7 @@ import javax.imageio.ImageIO;
 import org.espalier.ExactProducts;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.torch.Libtorch;
+import org.espalier.transformers.PublishedLayouts;
 import org.espalier.transformers.SmallCheckpoint;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
@@ -350,6 +351,25 @@ class ExportTest {
         divergences[1] < (form.endsWith("int4") ? 0.7 : 1) * divergences[0],
         divergences[0] + " becomes " + divergences[1]);
     assertTrue(divergences[1] < 0.1, form + options + ": " + divergences[1]);
+  }
+
+  /** Layers of published layouts are exported, measured and quantized as those of floats. */
+  @ParameterizedTest
+  @ValueSource(strings = {"gptq", "awq", "fp8"})
+  void publishedLayoutsAreTakenAsTheyAre(String method) throws IOException {
+    Path floats = folder.resolve("floats");
+    PublishedLayouts.writeLanguageModel(checkpoint, VOCABULARY, method, floats);
+    Files.copy(checkpoint.resolve("tokenizer.json"), floats.resolve("tokenizer.json"));
+    Path written = export(checkpoint, "model.onnx");
+    boolean integers = !method.equals("fp8");
+    assertTrue(divergence(floats, written) < (integers ? 1e-2 : 1e-5), method);
+    assertTrue(divergence(checkpoint, written) < 1e-6, method);
+    for (String form : new String[] {"onnx-int4", "onnx-dynamic", "onnx-float16"}) {
+      Path out = folder.resolve(form + ".onnx");
+      Run run =
+          Run.of("quantize", checkpoint, "-o", out, "--to", form, "--calibration", texts).done();
+      assertTrue(divergence(floats, out) < 0.1, form + run.err());
+    }
   }
 
   /** Scales that were trained go to readers of checkpoints with the integers that they belong to, and nothing else changes. */

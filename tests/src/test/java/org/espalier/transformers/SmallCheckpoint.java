@@ -26,6 +26,7 @@ import org.espalier.format.safetensors.TensorSpec;
 public final class SmallCheckpoint {
   private final Map<String, float[]> values = new TreeMap<>();
   private final Map<String, List<Long>> shapes = new TreeMap<>();
+  private final Map<TensorSpec, byte[]> others = new LinkedHashMap<>();
   private final Random random;
   private final SafetensorsDtype type;
 
@@ -147,6 +148,24 @@ public final class SmallCheckpoint {
     return found;
   }
 
+  List<Long> shape(String name) {
+    return shapes.get(name);
+  }
+
+  /** Replaces the values of a tensor. */
+  void set(String name, float[] made) {
+    if (made.length != get(name).length) {
+      throw new IllegalArgumentException(name);
+    }
+    values.put(name, made);
+  }
+
+  /** Adds a tensor of another type, in place of one of the same name. */
+  void addBytes(String name, SafetensorsDtype of, byte[] bytes, long... shape) {
+    others.keySet().removeIf(spec -> spec.name().equals(name));
+    others.put(new TensorSpec(name, of, LongStream.of(shape).boxed().toList()), bytes);
+  }
+
   Set<String> names() {
     return new TreeSet<>(values.keySet());
   }
@@ -206,11 +225,13 @@ public final class SmallCheckpoint {
   void addAll(SmallCheckpoint other) {
     values.putAll(other.values);
     shapes.putAll(other.shapes);
+    others.putAll(other.others);
   }
 
   void remove(String name) {
     values.remove(name);
     shapes.remove(name);
+    others.keySet().removeIf(spec -> spec.name().equals(name));
   }
 
   /** The same with other endings of names. */
@@ -230,7 +251,7 @@ public final class SmallCheckpoint {
   void write(Path folder, String config) throws IOException {
     Files.createDirectories(folder);
     Files.writeString(folder.resolve("config.json"), config);
-    write(folder.resolve("model.safetensors"), values.keySet());
+    write(folder.resolve("model.safetensors"), values.keySet(), others);
   }
 
   /** Writes {@code config.json}, two shards and their index. */
@@ -244,7 +265,7 @@ public final class SmallCheckpoint {
       int middle = names.size() / 2;
       List<String> own =
           shard == 0 ? names.subList(0, middle) : names.subList(middle, names.size());
-      write(folder.resolve(file), own);
+      write(folder.resolve(file), own, Map.of());
       for (String name : own) {
         index.append(index.length() == 0 ? "" : ", ");
         index.append("\"%s\": \"%s\"".formatted(name, file));
@@ -254,8 +275,8 @@ public final class SmallCheckpoint {
         folder.resolve("model.safetensors.index.json"), "{\"weight_map\": {" + index + "}}");
   }
 
-  private void write(Path file, Collection<String> names) {
-    Map<TensorSpec, byte[]> tensors = new LinkedHashMap<>();
+  private void write(Path file, Collection<String> names, Map<TensorSpec, byte[]> more) {
+    Map<TensorSpec, byte[]> tensors = new LinkedHashMap<>(more);
     for (String name : names) {
       tensors.put(new TensorSpec(name, type, shapes.get(name)), bytes(values.get(name)));
     }

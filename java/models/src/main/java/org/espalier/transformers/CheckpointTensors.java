@@ -58,6 +58,18 @@ final class CheckpointTensors {
     return info == null || info.rank() != 2 ? 0 : info.shape().get(1);
   }
 
+  /** Whether there is a tensor of one element that has no rows and columns. */
+  boolean isNumber(String name) {
+    TensorInfo info = checkpoint.tensor(name);
+    return info != null && (info.rank() == 0 || info.shape().equals(List.of(1L)));
+  }
+
+  /** Takes a tensor that {@link #isNumber}, of floats, and gives it dimensions [1]. */
+  OnnxInitializer number(String name) {
+    TensorInfo info = checkpoint.tensor(name);
+    return floats(name, info.rank() == 0 ? new long[0] : new long[] {1}, new long[] {1});
+  }
+
   /**
    * Takes a tensor of floats.
    *
@@ -95,6 +107,10 @@ final class CheckpointTensors {
   /** Takes a tensor of whole numbers of 32 bits and reads it. */
   int[] words(String name, long... dims) {
     TensorInfo info = take(name, Set.of(SafetensorsDtype.I32), dims);
+    if (info.bytes() > Integer.MAX_VALUE) {
+      throw new InputException(
+          place() + ": the tensor " + Names.quote(name) + " has " + info.bytes() + " bytes");
+    }
     ByteBuffer bytes =
         ByteBuffer.allocate(Math.toIntExact(info.bytes())).order(ByteOrder.LITTLE_ENDIAN);
     checkpoint.fileOf(name).read(info, 0, bytes);

@@ -44,19 +44,12 @@ final class Configuration {
   }
 
   /**
-   * Reads the configuration of a model of floats, or of one whose linear layers are integers of the compressed-tensors
-   * layout.
+   * Reads the configuration of a model.
    *
-   * @throws InputException if it is no JSON object, or the model is quantized otherwise
+   * @throws InputException if it is no JSON object
    */
   static Configuration read(Path folder) {
-    Configuration config = read(folder, FILE);
-    config.refuse("compression_config");
-    Configuration quantization = config.group("quantization_config");
-    if (quantization != null) {
-      quantization.checkQuantization();
-    }
-    return config;
+    return read(folder, FILE);
   }
 
   private static Configuration read(Path folder, String name) {
@@ -75,27 +68,6 @@ final class Configuration {
    */
   Configuration beside(String name) {
     return Files.isRegularFile(folder.resolve(name)) ? read(folder, name) : null;
-  }
-
-  /** Checks that what is quantized is of the layout that linear layers are read in. */
-  private void checkQuantization() {
-    choice("quant_method", "", List.of("compressed-tensors"));
-    String format =
-        choice("format", "", List.of("int-quantized", "float-quantized", "pack-quantized"));
-    refuse("kv_cache_scheme");
-    Configuration groups = group("config_groups");
-    for (String name : groups == null ? List.<String>of() : groups.keys()) {
-      Configuration scheme = groups.group(name);
-      Configuration weights = scheme == null ? null : scheme.group("weights");
-      if (weights == null) {
-        continue;
-      }
-      weights.choice("type", "int", List.of(format.equals("float-quantized") ? "float" : "int"));
-      long bits = weights.size("num_bits", 8);
-      if (bits != (format.equals("pack-quantized") ? 4 : 8)) {
-        throw weights.wrong("num_bits", "4 in pack-quantized and else 8");
-      }
-    }
   }
 
   /** What messages call it. */

@@ -37,14 +37,19 @@ final class GraphWriter {
   static final String RUNTIME = "com.microsoft";
 
   private final CheckpointTensors checkpoint;
+  private final WeightLayout layout;
   private final GraphProto.Builder graph = GraphProto.newBuilder().setName("main_graph");
   private final Map<String, OnnxInitializer> tensors = new LinkedHashMap<>();
   private final Map<String, String> written = new LinkedHashMap<>();
   private final List<String> told = new ArrayList<>();
   private boolean usesRuntime;
 
-  GraphWriter(CheckpointTensors checkpoint) {
+  /**
+   * @param layout of the weights of linear layers
+   */
+  GraphWriter(CheckpointTensors checkpoint, WeightLayout layout) {
     this.checkpoint = checkpoint;
+    this.layout = layout;
   }
 
   /**
@@ -256,21 +261,32 @@ final class GraphWriter {
    * @param place where the nodes stand, of a layer that several values pass
    */
   String linear(String x, String path, String place, long in, long out, boolean bias) {
-    String product =
-        QuantizedLinear.isOne(checkpoint, path)
-            ? new QuantizedLinear(this, checkpoint, path, in, out).product(x, place)
-            : Float8Linear.isOne(checkpoint, path)
-                ? Float8Linear.product(this, checkpoint, x, path, place, in, out)
-                : product(x, place, weight(path + ".weight", out, in));
+    String product = linearProduct(x, path, place, in, out);
     return bias ? node("Add", place, List.of(product, weight(path + ".bias", out))) : product;
+  }
+
+  private String linearProduct(String x, String path, String place, long in, long out) {
+    if (WordsLinear.isOne(checkpoint, path)) {
+      return new WordsLinear(this, checkpoint, layout, path, in, out).product(x, place);
+    }
+    if (QuantizedLinear.isOne(checkpoint, path)) {
+      return new QuantizedLinear(this, checkpoint, path, in, out).product(x, place);
+    }
+    if (Float8Linear.isOne(checkpoint, path)) {
+      return new Float8Linear(this, checkpoint, layout, path, in, out).product(x, place);
+    }
+    return product(x, place, weight(path + ".weight", out, in));
   }
 
   /**
    * x·W + b, with W as GPT-2's {@code Conv1D} has it, [in, out].
    *
-   * @throws InputException if the weight is integers
+   * @throws InputException if the weight is integers, other than in words, which have the inputs of any layer in rows
    */
   String turnedLinear(String x, String path, long in, long out) {
+    if (WordsLinear.isOne(checkpoint, path)) {
+      return linear(x, path, in, out, true);
+    }
     if (QuantizedLinear.isOne(checkpoint, path)) {
       throw new InputException(
           checkpoint.place()

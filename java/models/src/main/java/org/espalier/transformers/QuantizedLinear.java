@@ -1,7 +1,5 @@
 package org.espalier.transformers;
 
-import static org.espalier.format.onnx.Attributes.attribute;
-
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
@@ -11,9 +9,9 @@ import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.safetensors.SafetensorsDtype;
 
 /**
- * The product of a linear layer whose weight a checkpoint of the compressed-tensors layout has as integers: ONNX Runtime's
- * {@code MatMulNBits}, which rounds activations to 8 bits, a block of a row at a time. Words of eight integers of 4 bits are
- * its bytes as they lie; of 8 bits it wants numbers from 0 on, which are made.
+ * The product of a linear layer whose weight a checkpoint of the compressed-tensors layout has as integers: a {@link
+ * BlockProduct}. Words of eight integers of 4 bits are its bytes as they lie; of 8 bits it wants numbers from 0 on, which are
+ * made.
  */
 final class QuantizedLinear {
   private static final String PACKED = ".weight_packed";
@@ -21,12 +19,6 @@ final class QuantizedLinear {
   private static final String ZERO_POINT = ".weight_zero_point";
 
   private static final int PER_WORD = 8;
-
-  /** Blocks that ONNX Runtime has kernels for, for layers that have one scale an output. */
-  private static final long[] BLOCKS = {128, 64, 32, 16};
-
-  /** ONNX Runtime's number for activations of 8 bits. */
-  private static final long INT8_ACTIVATIONS = 4;
 
   private final GraphWriter graph;
   private final CheckpointTensors tensors;
@@ -70,24 +62,14 @@ final class QuantizedLinear {
     long blocks = packed ? blocks() : 1;
     long block = blocks == 1 ? kernelBlock() : in / blocks;
     long parts = in / block / blocks; // of a block of the checkpoint
-    String integers = graph.constant(packed ? ofFourBits(block) : ofEightBits(block));
-    String scales = scales(blocks, parts);
-    List<String> inputs =
-        tensors.has(path + ZERO_POINT)
-            ? List.of(x, integers, scales, zeroPoints(blocks, parts))
-            : List.of(x, integers, scales);
-    String product = place + "/MatMulNBits";
-    graph.runtimeNode(
-        "MatMulNBits",
-        place,
-        inputs,
-        List.of(product),
-        attribute("K", in),
-        attribute("N", out),
-        attribute("bits", packed ? 4L : 8L),
-        attribute("block_size", block),
-        attribute("accuracy_level", INT8_ACTIVATIONS));
-    return product;
+    return new BlockProduct(in, out, packed ? 4 : 8, block)
+        .write(
+            graph,
+            x,
+            place,
+            packed ? ofFourBits(block) : ofEightBits(block),
+            scales(blocks, parts),
+            tensors.has(path + ZERO_POINT) ? zeroPoints(block, blocks, parts) : null);
   }
 
   private OnnxInitializer ofFourBits(long block) {
@@ -138,47 +120,37 @@ final class QuantizedLinear {
   }
 
   private long kernelBlock() {
-    for (long block : BLOCKS) {
-      if (in % block == 0) {
-        return block;
-      }
+    long block = BlockProduct.block(in);
+    if (block == 0) {
+      throw new InputException(
+          tensors.place() + ": " + path + " has " + in + " inputs, which are no blocks of 16");
     }
-    throw new InputException(
-        tensors.place() + ": " + path + " has " + in + " inputs, which are no blocks of 16");
+    return block;
   }
 
   /** Those of each output, each as often as it has parts. */
-  private String scales(long blocks, long parts) {
+  private OnnxInitializer scales(long blocks, long parts) {
     OnnxInitializer stored =
         tensors.floats(path + SCALE, new long[] {out, blocks}, new long[] {out * blocks});
     if (parts == 1) {
-      return graph.asFloat32(stored);
+      return stored;
     }
     FloatBuffer values = stored.floats();
     float[] repeated = new float[Math.toIntExact(out * parts)];
     for (int i = 0; i < repeated.length; i++) {
       repeated[i] = values.get((int) (i / parts));
     }
-    return graph.constant(
-        OnnxInitializer.floats(stored.name(), new long[] {out * parts}, repeated));
+    return OnnxInitializer.floats(stored.name(), new long[] {out * parts}, repeated);
   }
 
-  /** Two in a byte, each output's from a byte of its own on; the checkpoint has eight outputs' in a word. */
-  private String zeroPoints(long blocks, long parts) {
+  /** The checkpoint has eight outputs' in a word. */
+  private OnnxInitializer zeroPoints(long block, long blocks, long parts) {
     long words = (out + PER_WORD - 1) / PER_WORD;
     int[] packed = tensors.words(path + ZERO_POINT, words, blocks);
-    int all = Math.toIntExact(blocks * parts);
-    int bytes = (all + 1) / 2;
-    ByteBuffer made = ByteBuffer.allocateDirect(Math.toIntExact(out * bytes));
-    for (int o = 0; o < out; o++) {
-      for (int b = 0; b < all; b++) {
-        int word = packed[(int) (o / PER_WORD * blocks + b / parts)];
-        int zero = word >>> 4 * (o % PER_WORD) & 15;
-        int at = o * bytes + b / 2;
-        made.put(at, (byte) (made.get(at) | zero << 4 * (b % 2)));
-      }
-    }
-    return graph.constant(
-        OnnxInitializer.of(path + ZERO_POINT, DataType.UINT8, new long[] {out * bytes}, made));
+    return new BlockProduct(in, out, 4, block)
+        .zeroPoints(
+            path + ZERO_POINT,
+            (o, b) ->
+                packed[(int) (o / PER_WORD * blocks + b / parts)] >>> 4 * (o % PER_WORD) & 15);
   }
 }

@@ -149,6 +149,7 @@ public final class TransformersModel {
    */
   public static OnnxModel read(Path folder, Part part, Consumer<String> notes) {
     Configuration config = Configuration.read(folder);
+    WeightLayout layout = WeightLayout.of(config);
     String type = config.choice("model_type", "", types());
     List<String> classes = config.texts("architectures");
     Path modules = folder.resolve(SentenceModules.FILE);
@@ -166,7 +167,7 @@ public final class TransformersModel {
     Architecture architecture = architecture(config, type, classes, part);
     try (Checkpoint checkpoint = Checkpoint.open(folder)) {
       CheckpointTensors tensors = new CheckpointTensors(checkpoint);
-      GraphWriter graph = new GraphWriter(tensors);
+      GraphWriter graph = new GraphWriter(tensors, layout);
       architecture.write(config, graph, classes);
       graph.told().forEach(notes);
       Set<String> unused =
