@@ -93,6 +93,26 @@ class CheckpointFoldersTest {
     assertEquals(files, json.path("size_ratio").asDouble(), 1e-9);
   }
 
+  /** Before anything is trained. */
+  @Test
+  void aQuantizedFolderIsNotQuantizedAgain() throws IOException {
+    Path small = folder.resolve("float8");
+    Run.of("quantize", checkpoint, "-o", small, "--to", "compressed-tensors-float8").done();
+    Path recipe =
+        Files.writeString(
+            folder.resolve("recipe.yaml"),
+            """
+            model: {file: float8}
+            data: {texts: texts.txt, validation: 8, evaluation: 8, calibration: 8}
+            stages:
+              - {kind: quantize, fit: false, steps: 2, batch: 4}
+            export: {formats: [compressed-tensors]}
+            """);
+    String[] said = {"export.formats: compressed-tensors", "quantized already"};
+    Run.refused(folder, said, "recipe", "check", recipe);
+    Run.refused(folder, said, "compress", recipe, "-o", folder.resolve("out"));
+  }
+
   @ParameterizedTest
   @ValueSource(
       strings = {"quantize --to onnx-int4", "prune --channels 0.3", "prune --amount 0.5 --refit"})

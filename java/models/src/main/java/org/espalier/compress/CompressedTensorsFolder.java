@@ -46,6 +46,16 @@ public final class CompressedTensorsFolder {
   public record Integers(ByteBuffer values, ByteBuffer scales, byte[] zeroPoints) {}
 
   /**
+   * Checks that a model can take the layout.
+   *
+   * @param config its {@code config.json}
+   * @throws InputException where it is quantized already, or its layers are none that the layout reaches
+   */
+  public static void check(Path config) {
+    ModelConfig.read(config.toAbsolutePath().getParent());
+  }
+
+  /**
    * Writes the folder.
    *
    * @param config the {@code config.json} of the float model

@@ -13,6 +13,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.function.Consumer;
 import org.espalier.InputException;
+import org.espalier.compress.CompressedTensorsFolder;
 import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.compress.onnx.Float16Converter;
@@ -56,11 +57,16 @@ final class RunInputs {
    * @throws InputException where one is missing or is none that recipes take
    */
   RunInputs(Recipe recipe, RunHost host) {
+    this.recipe = recipe;
+    this.host = host;
     modelFile = host.modelFile(recipe.model().file());
     teacherFile = recipe.teacher() == null ? null : host.modelFile(recipe.teacher());
     boolean other = recipe.student() != null && recipe.student().file() != null;
     studentFile = other ? host.modelFile(recipe.student().file()) : null;
     configFile = configFile(recipe, host, modelFile);
+    if (recipe.formats().contains("compressed-tensors")) {
+      checkFormat("compressed-tensors", () -> CompressedTensorsFolder.check(configFile));
+    }
     if (!isScript(modelFile) && !isFolder(modelFile) && !modelFile.toString().endsWith(".onnx")) {
       throw new InputException(
           recipe.model().place()
@@ -70,8 +76,6 @@ final class RunInputs {
               + " recipes compress ONNX models and TorchScript modules (models written in Java are"
               + " trained through org.espalier.torch)");
     }
-    this.recipe = recipe;
-    this.host = host;
     // A script becomes a graph by an example, which must be there first.
     OnnxModel onnx = isScript(modelFile) ? null : read(modelFile);
     boolean missing = onnx != null && MissingValues.areKnownTo(onnx);
