@@ -16,7 +16,7 @@ public enum WeightIntegers {
 
   /**
    * uint8, the integers of {@link #INT8} with 128 added and a zero point of 128: products are exact on every processor. On
-   * x86 without VNNI ONNX Runtime takes two instructions for them where it takes one and a half for int8.
+   * x86 without VNNI ONNX Runtime widens both sides to 16 bits for them, which is slower than what saturates.
    */
   UINT8(127, DataType.UINT8);
 
