@@ -437,7 +437,8 @@ stages:
   @CsvSource({"dynamic, false", "dynamic, true", "static, false", "static, true"})
   void compressedTensorsHoldTheIntegersOfTheOnnxModel(String form, boolean unsigned)
       throws IOException {
-    Files.writeString(folder.resolve("config.json"), "{\"model_type\": \"bert\"}");
+    Files.writeString(folder.resolve("mlp-config.json"), "{\"model_type\": \"bert\"}");
+    Files.writeString(folder.resolve("config.json"), "{\"model_type\": \"gpt2\"}");
     Map<String, String> names = Map.of("w", "body.weight", "w2", "head.weight");
     ModelProto.Builder model = SmallModels.mlp().toBuilder();
     model
@@ -457,7 +458,7 @@ stages:
             "-o",
             out,
             "--set",
-            "model.config=config.json",
+            "model.config=mlp-config.json",
             "--set",
             "quantize.form=" + form,
             "--set",

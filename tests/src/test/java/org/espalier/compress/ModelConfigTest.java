@@ -29,7 +29,7 @@ class ModelConfigTest {
         "{\"model_type\":\"llama\",\"eps\":1e-05,\"big\":12345678901234567890,\"x\":[Infinity,0.10],"
             + "\"name\":\"ü\"}");
     byte[] json =
-        ModelConfig.read(folder)
+        ModelConfig.read(folder.resolve("config.json"))
             .with(CompressedTensorsConfig.of(LinearForm.INT8, List.of("lm_head", "a.b")));
     assertEquals(
         """
@@ -103,7 +103,8 @@ class ModelConfigTest {
   }
 
   private void assertRefused(String message) {
-    InputException e = assertThrows(InputException.class, () -> ModelConfig.read(folder));
+    InputException e =
+        assertThrows(InputException.class, () -> ModelConfig.read(folder.resolve("config.json")));
     assertTrue(e.getMessage().contains(message), e.getMessage());
     assertTrue(e.getMessage().contains("config.json"), e.getMessage());
   }

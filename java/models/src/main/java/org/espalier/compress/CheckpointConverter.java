@@ -87,7 +87,8 @@ public final class CheckpointConverter {
           Files.isRegularFile(checkpoint.path().resolve(ModelConfig.FILE))
               ? Map.of(
                   ModelConfig.FILE,
-                  ModelConfig.ofFloats(checkpoint.path()).withType(name(job.dtype())))
+                  ModelConfig.ofFloats(checkpoint.path().resolve(ModelConfig.FILE))
+                      .withType(name(job.dtype())))
               : Map.of();
       Function<TensorInfo, TensorSpec> outputs =
           t ->

@@ -86,7 +86,7 @@ public final class CheckpointQuantizer {
    *     layers are not Linear modules
    */
   public static void check(Path model) {
-    ModelConfig.read(folder(model));
+    ModelConfig.read(folder(model).resolve(ModelConfig.FILE));
   }
 
   private static boolean isQuantizable(TensorInfo tensor) {
@@ -128,7 +128,7 @@ public final class CheckpointQuantizer {
   private static Result quantize(Job job, Device device, LinearFitting fitting, Progress progress) {
     long start = System.nanoTime();
     Path folder = folder(job.model());
-    ModelConfig config = ModelConfig.read(folder);
+    ModelConfig config = ModelConfig.read(folder.resolve(ModelConfig.FILE));
     try (Checkpoint checkpoint = Checkpoint.open(folder);
         AlignedShards aligned = new AlignedShards(job.target())) {
       CheckpointOutput.check(checkpoint, job.target());

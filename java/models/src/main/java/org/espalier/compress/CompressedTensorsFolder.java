@@ -52,7 +52,7 @@ public final class CompressedTensorsFolder {
    * @throws InputException where it is quantized already, or its layers are none that the layout reaches
    */
   public static void check(Path config) {
-    ModelConfig.read(config.toAbsolutePath().getParent());
+    ModelConfig.read(config);
   }
 
   /**
@@ -64,7 +64,7 @@ public final class CompressedTensorsFolder {
    *     written
    */
   public static void write(Path target, Path config, LinearForm form, List<Weight> weights) {
-    ModelConfig model = ModelConfig.read(config.toAbsolutePath().getParent());
+    ModelConfig model = ModelConfig.read(config);
     List<TensorSpec> specs = new ArrayList<>();
     TreeSet<String> ignored = new TreeSet<>(Names.ORDER);
     ignored.add("lm_head"); // readers want it named even where a model has none

@@ -51,8 +51,7 @@ final class ModelConfig {
    * @throws InputException if the file is missing, unreadable or not a JSON object; if the model is
    *     quantized already or its linear layers are not Linear modules
    */
-  static ModelConfig read(Path folder) {
-    Path path = folder.resolve(FILE);
+  static ModelConfig read(Path path) {
     if (!Files.isRegularFile(path)) {
       throw new InputException(
           path
@@ -60,7 +59,7 @@ final class ModelConfig {
               + FILE
               + " in it");
     }
-    ModelConfig config = ofFloats(folder);
+    ModelConfig config = ofFloats(path);
     String type = config.root.path("model_type").asText("");
     if (CONV1D.contains(type)) {
       throw new InputException(
@@ -78,8 +77,7 @@ final class ModelConfig {
    *
    * @throws InputException if it is unreadable or not a JSON object, or the model is quantized already
    */
-  static ModelConfig ofFloats(Path folder) {
-    Path path = folder.resolve(FILE);
+  static ModelConfig ofFloats(Path path) {
     JsonNode json;
     try {
       if (Files.size(path) > MAX_BYTES) {
