@@ -235,7 +235,7 @@ class Int8PerceptronTest {
     List<Float> together = new ArrayList<>();
     for (int seed = 1; seed <= MODELS; seed++) {
       int features = Int8Perceptrons.features(seed);
-      try (Perceptron model = ours(Int8Perceptrons.drawn(seed, isDynamic));
+      try (Perceptron model = ours(Int8Perceptrons.exact(seed, isDynamic));
           OnlineLearner learner = new OnlineLearner(model, settings().build())) {
         learner.learn(examples(200, features, seed));
         OnnxModel published = learner.toOnnx();

@@ -8,6 +8,7 @@ import java.nio.ByteOrder;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
+import org.espalier.ExactProducts;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.SmallModels;
 
@@ -20,9 +21,13 @@ final class Int8Perceptrons {
   private final GraphProto.Builder graph = GraphProto.newBuilder().setName("int8");
   private String value = "x";
 
-  private Int8Perceptrons(long seed, boolean isDynamic) {
+  /** Whether all weights are, where one in four is else. */
+  private final boolean isUnsigned;
+
+  private Int8Perceptrons(long seed, boolean isDynamic, boolean isUnsigned) {
     random = new Random(seed);
     this.isDynamic = isDynamic;
+    this.isUnsigned = isUnsigned;
   }
 
   /**
@@ -31,7 +36,12 @@ final class Int8Perceptrons {
    * @param isDynamic whether ranges of activations are found while it runs; else they are fixed
    */
   static OnnxModel drawn(long seed, boolean isDynamic) {
-    return new Int8Perceptrons(seed, isDynamic).model(seed);
+    return new Int8Perceptrons(seed, isDynamic, false).model(seed);
+  }
+
+  /** The same, with weights of which products are exact in ONNX Runtime on this machine. */
+  static OnnxModel exact(long seed, boolean isDynamic) {
+    return new Int8Perceptrons(seed, isDynamic, !ExactProducts.areHere()).model(seed);
   }
 
   private OnnxModel model(long seed) {
@@ -212,7 +222,7 @@ final class Int8Perceptrons {
    * @param perColumn whether it has scales along its last axis; else one
    */
   private String integers(String name, int rows, int columns, int in, boolean perColumn) {
-    boolean isUnsigned = random.nextInt(4) == 0;
+    boolean isUnsigned = random.nextInt(4) == 0 || this.isUnsigned;
     byte[] data = new byte[rows * columns];
     for (int i = 0; i < data.length; i++) {
       double q = Math.max(-127, Math.min(127, 40 * random.nextGaussian()));
