@@ -3,6 +3,7 @@ package org.espalier.transformers;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.FloatBuffer;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.EnumMap;
@@ -102,6 +103,22 @@ final class CheckpointTensors {
   OnnxInitializer bytes(
       String name, SafetensorsDtype type, long[] stored, DataType as, long[] dims) {
     return constant(take(name, Set.of(type), stored), as, dims);
+  }
+
+  /** Refuses scales that are NaN or infinite. */
+  void requireFinite(OnnxInitializer scales) {
+    FloatBuffer values = scales.floats();
+    for (int i = 0; i < values.limit(); i++) {
+      if (!Float.isFinite(values.get(i))) {
+        throw new InputException(
+            place()
+                + ": "
+                + scales.name()
+                + " has the scale "
+                + values.get(i)
+                + "; finite numbers are right");
+      }
+    }
   }
 
   /** Takes a tensor of whole numbers of 32 bits and reads it. */

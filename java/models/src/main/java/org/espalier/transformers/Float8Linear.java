@@ -120,7 +120,7 @@ final class Float8Linear {
       scales = largest(block.rows(), values);
       factors = new Factors(block.rows(), block.columns(), values);
     }
-    check(scales);
+    tensors.requireFinite(scales);
     String product = graph.product(x, place, graph.asFloat32(widened(stored, factors)));
     return graph.node("Mul", place, List.of(product, graph.asFloat32(scales)));
   }
@@ -136,28 +136,13 @@ final class Float8Linear {
     long rows = (out + block.rows() - 1) / block.rows();
     long columns = (in + block.columns() - 1) / block.columns();
     OnnxInitializer stored = tensors.floats(path + BLOCK_SCALE, rows, columns);
-    check(stored);
+    tensors.requireFinite(stored);
     FloatBuffer all = stored.floats();
     float[][] values = new float[(int) rows][(int) columns];
     for (float[] row : values) {
       all.get(row);
     }
     return values;
-  }
-
-  private void check(OnnxInitializer scales) {
-    FloatBuffer values = scales.floats();
-    for (int i = 0; i < values.limit(); i++) {
-      if (!Float.isFinite(values.get(i))) {
-        throw new InputException(
-            tensors.place()
-                + ": "
-                + scales.name()
-                + " has the scale "
-                + values.get(i)
-                + "; finite numbers are right");
-      }
-    }
   }
 
   /** Takes the largest scale of each row of blocks out of it, with what weights are divided by, and gives each output its own. */

@@ -210,17 +210,13 @@ final class WordsLinear {
 
   /** Those of each output, those of a group as often as it has blocks. */
   private OnnxInitializer scales(BlockProduct product, OnnxInitializer stored) {
+    tensors.requireFinite(stored);
     FloatBuffer values = stored.floats();
     int blocks = (int) product.blocks();
     float[] made = new float[out * blocks];
     for (int o = 0; o < out; o++) {
       for (int b = 0; b < blocks; b++) {
-        float scale = values.get((int) (b * product.block() / group) * out + o);
-        if (!Float.isFinite(scale)) {
-          throw new InputException(
-              called(SCALES) + " has the scale " + scale + "; finite numbers are right");
-        }
-        made[o * blocks + b] = scale;
+        made[o * blocks + b] = values.get((int) (b * product.block() / group) * out + o);
       }
     }
     return OnnxInitializer.floats(
