@@ -1,4 +1,4 @@
-// Stands in for device.cu and the kernels where no nvcc was found, so that the same bindings link; every call says so.
+// Stands in for device.cu and the kernels where they are not compiled, so that the same bindings link; every call says why.
 #include "espalier/cuda/fake_quantize_clip.h"
 #include "espalier/cuda/fake_quantize_scale_gradient.h"
 #include "espalier/cuda/fused_adamw.h"
@@ -12,7 +12,7 @@
 
 #define ABSENT(declaration)                                                                                            \
   esp_status declaration {                                                                                             \
-    return esp::fail(ESP_UNSUPPORTED, "built without CUDA: no nvcc was found (-Despalier.cuda=ON makes that fatal)"); \
+    return esp::fail(ESP_UNSUPPORTED, "built without CUDA: " ESP_CUDA_ABSENT);                                     \
   }
 
 esp_status esp_cuda_versions(int32_t* runtime, int32_t* driver) {

@@ -80,7 +80,9 @@ class LauncherTest {
     script(javaHome.resolve("bin/javac"), "true");
     fake(
         "mvn",
-        "mkdir -p java/cli/target; cd java/cli/target; "
+        "cuda=AUTO; [[ $* == *cuda=OFF* ]] && cuda=OFF; mkdir -p java/kernels/target/cmake; "
+            + "echo \"ESP_CUDA:STRING=$cuda\" >java/kernels/target/cmake/CMakeCache.txt; "
+            + "mkdir -p java/cli/target; cd java/cli/target; "
             + "touch espalier-cli-1.jar other.jar; echo \"$PWD/other.jar\" >classpath");
     fake("cmake", "echo cmake version 3.25.1");
     fake("ninja", "true");
@@ -242,6 +244,46 @@ class LauncherTest {
     assertTrue(callsOf("mvn").get(1).endsWith("-am -Pgpu -Da=b"), callsOf("mvn").toString());
     launch(launcher, "doctor");
     assertEquals(3, callsOf("mvn").size(), callsOf("mvn").toString());
+  }
+
+  @Test
+  void withoutAGpuTheCudaLibraryIsLeftOut() throws IOException, InterruptedException {
+    Path launcher = root.resolve("espalier");
+    Path gpu = folder.resolve("gpu");
+    String script = Files.readString(launcher);
+    Files.writeString(
+        launcher, script.replace("gpus=(/dev/nvidiactl /dev/dxg)", "gpus=('" + gpu + "')"));
+    assertNotEquals(script, Files.readString(launcher));
+    String leftOut = " -Despalier.cuda=OFF";
+    launch(launcher, "inspect");
+    launch(launcher, "inspect");
+    assertEquals(1, callsOf("mvn").size());
+    assertTrue(callsOf("mvn").get(0).contains(leftOut), callsOf("mvn").get(0));
+
+    Files.createFile(gpu);
+    launch(launcher, "inspect");
+    assertEquals(2, callsOf("mvn").size(), "a GPU that was added is built for");
+    assertFalse(callsOf("mvn").get(1).contains(leftOut), callsOf("mvn").get(1));
+    Files.delete(gpu);
+    launch(launcher, "inspect");
+    assertEquals(2, callsOf("mvn").size(), "what is built is kept");
+
+    Path cache = root.resolve("java/kernels/target/cmake/CMakeCache.txt");
+    for (String asked : List.of("-Despalier.cuda=ON", "-T1 -Pgpu")) {
+      Files.delete(cache);
+      launchWith(asked, launcher, "inspect");
+      String last = callsOf("mvn").get(callsOf("mvn").size() - 1);
+      assertTrue(last.contains(asked) && !last.contains(leftOut), last);
+    }
+    Files.delete(cache);
+    int builds = callsOf("mvn").size();
+    launch(launcher, "package");
+    Files.delete(cache);
+    launch(launcher, "test", "-Dtest=A");
+    assertEquals(builds + 2, callsOf("mvn").size());
+    for (String call : callsOf("mvn").subList(builds, builds + 2)) {
+      assertFalse(call.contains(leftOut), call);
+    }
   }
 
   @Test
