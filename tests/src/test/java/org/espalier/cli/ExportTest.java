@@ -123,6 +123,11 @@ class ExportTest {
       double divergence = divergence(onnx, out);
       assertTrue(divergence > 0 && divergence < 0.1, way[1] + ": " + divergence);
     }
+    Path half = folder.resolve("--to=onnx-float16.onnx");
+    JsonNode rounded =
+        Run.of("evaluate", onnx, half, "--texts", texts, "--round-float16", "--json").json();
+    double lost = rounded.path("kl").asDouble(-1);
+    assertTrue(lost > 0 && lost < 0.01, rounded.toString());
     if (!type.equals("gpt2")) {
       double divergence = divergence(onnx, inIntegers());
       assertTrue(divergence > 0 && divergence < 0.01, "int8: " + divergence);

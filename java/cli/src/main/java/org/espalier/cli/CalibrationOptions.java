@@ -40,6 +40,11 @@ final class CalibrationOptions {
   private static final String NONE = "none";
 
   private static final int FEW = 4;
+
+  /** What the examples that judge a small model, times its weights, may come to, and how many they are at most. */
+  private static final long JUDGED_BYTES = 64L << 20;
+
+  private static final int MOST_JUDGED = 512;
   private static final int USUAL = 512;
 
   @Option(
@@ -202,18 +207,23 @@ final class CalibrationOptions {
     }
   }
 
-  /** A few of the examples, for runs that are many; empty for texts. */
+  /**
+   * A few of the examples, for runs that are many; empty for texts. A small model, whose answer may be one number, has more: 512 up
+   * to 128 KiB of weights, 4 from 16 MiB on.
+   */
   Optional<ExampleActivations> few(OnnxModel model, ModelSource source) {
-    return fewTensors(model, source).map(few -> new ExampleActivations(few, Machine.threads()));
+    long many = JUDGED_BYTES / Math.max(1, model.initializerBytes());
+    return fewTensors(model, source, (int) Math.max(FEW, Math.min(MOST_JUDGED, many)))
+        .map(few -> new ExampleActivations(few, Machine.threads()));
   }
 
-  private Optional<ExampleTensors> fewTensors(OnnxModel model, ModelSource source) {
+  private Optional<ExampleTensors> fewTensors(OnnxModel model, ModelSource source, int most) {
     return ofTensors()
         ? Optional.of(
             tensors(
                 model,
                 source,
-                Math.min(mostTensors(), FEW),
+                Math.min(mostTensors(), most),
                 note -> {},
                 org.espalier.compress.Progress.NONE))
         : Optional.empty();
@@ -233,7 +243,7 @@ final class CalibrationOptions {
     // Weights that were floats lie outside of the heap until it is collected, beside two models
     // that are loaded here.
     System.gc();
-    Optional<ExampleTensors> few = fewTensors(made, source);
+    Optional<ExampleTensors> few = fewTensors(made, source, FEW);
     OnnxModel original = source.asGiven(text -> {}); // said when the model was read
     long needed =
         TIMED * original.initializers().stream().mapToLong(OnnxInitializer::float32Bytes).sum();

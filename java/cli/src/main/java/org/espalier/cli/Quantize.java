@@ -34,6 +34,7 @@ import org.espalier.device.Device;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
 import org.espalier.format.NearNames;
+import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.OnnxWeight;
 import org.espalier.format.onnx.OnnxWeights;
@@ -372,14 +373,17 @@ final class Quantize implements Callable<Integer> {
     List<Path> written;
     try (Progress progress = new Progress(common.err(), "reading")) {
       progress.update("calibrating", 0, 0);
+      Optional<OutputError> error =
+          form == QuantizeForm.ONNX_FLOAT16 ? Optional.empty() : error(source, onnx, judged);
       done =
           switch (form) {
             case ONNX_DYNAMIC ->
-                quantizeWeights(source, onnx, dynamic(onnx, choice), judged, most, progress);
+                quantizeWeights(source, onnx, dynamic(onnx, choice), judged, most, error, progress);
             case ONNX_INT4, ONNX_INT8 ->
-                quantizeWeights(source, onnx, blocks(form, onnx, choice), judged, most, progress);
+                quantizeWeights(
+                    source, onnx, blocks(form, onnx, choice), judged, most, error, progress);
             case ONNX_FLOAT16 -> toFloat16(source, onnx, choice, judged, progress);
-            default -> quantizeStatic(source, onnx, choice, judged, clipping, progress);
+            default -> quantizeStatic(source, onnx, choice, clipping, error, progress);
           };
       progress.update("comparing", 0, 0);
       made =
@@ -454,6 +458,7 @@ final class Quantize implements Callable<Integer> {
    *
    * @param judged the outputs that count
    * @param most bytes that --size leaves
+   * @param error to the model as it was given, where examples tell it
    */
   private Quantized quantizeWeights(
       ModelSource source,
@@ -461,6 +466,7 @@ final class Quantize implements Callable<Integer> {
       WeightQuantizer quantizer,
       Set<String> judged,
       long most,
+      Optional<OutputError> error,
       Progress progress) {
     Optional<ActivationSource> examples =
         calibration.dynamic(onnx, source, tokenizer, common::note, progress);
@@ -479,7 +485,6 @@ final class Quantize implements Callable<Integer> {
                 judged,
                 most)
             : List.of();
-    Optional<OutputError> error = error(source, onnx, judged);
     List<String> names = quantizer.quantized();
     Map<String, String> skipped = new TreeMap<>(quantizer.skipped());
     quantizer.apply();
@@ -490,15 +495,14 @@ final class Quantize implements Callable<Integer> {
       ModelSource source,
       OnnxModel onnx,
       Predicate<OnnxWeight> choice,
-      Set<String> judged,
       Clipping clipping,
+      Optional<OutputError> error,
       Progress progress) {
     StaticQuantizer quantizer =
         new StaticQuantizer(
             onnx, new StaticQuantizer.Options(integers(), !floatEmbeddings, choice));
     quantizer.tell(progress::update);
     ActivationSource examples = calibration.fixed(onnx, source, tokenizer, common::note, progress);
-    Optional<OutputError> error = error(source, onnx, judged);
     quantizer.setRanges(
         clipping != null
             ? quantizer.calibrate(examples, clipping)
@@ -525,13 +529,13 @@ final class Quantize implements Callable<Integer> {
       Set<String> judged,
       Progress progress) {
     calibration.usually(Float16Converter.EXAMPLES);
+    OnnxModel reference = onnx.copy();
+    Float16Converter converter = new Float16Converter(onnx, !floatEmbeddings, choice);
     Optional<ActivationSource> examples =
-        calibration.dynamic(onnx, source, tokenizer, common::note, progress);
+        calibration.dynamic(reference, source, tokenizer, common::note, progress);
     Optional<OutputError> error =
-        examples.map(all -> new OutputError(onnx, judged, all.some(Float16Converter.EXAMPLES)));
-    Float16Converter converter =
-        new Float16Converter(
-            onnx, weight -> choice.test(weight) && !(floatEmbeddings && weight.isEmbedding()));
+        examples.map(
+            all -> new OutputError(reference, judged, all.some(Float16Converter.EXAMPLES)));
     converter.tell(progress::update);
     examples.ifPresent(all -> converter.calibrate(all, error.get()));
     List<String> names = converter.names();
@@ -547,9 +551,19 @@ final class Quantize implements Callable<Integer> {
         : "";
   }
 
-  /** The error that what becomes of a model has to it as it is now, on a few examples that are tensors. */
+  /**
+   * The error that what becomes of a model has to it as it is now, on a few examples that are tensors; one of 16 bits counts as if it
+   * computed in float32, as ONNX Runtime cannot run all of those.
+   */
   private Optional<OutputError> error(ModelSource source, OnnxModel onnx, Set<String> judged) {
-    return calibration.few(onnx, source).map(tensors -> new OutputError(onnx, judged, tensors));
+    return calibration
+        .few(onnx, source)
+        .map(
+            tensors -> {
+              OnnxModel reference = onnx.copy();
+              HalfPrecision.widen(reference);
+              return new OutputError(reference, judged, tensors);
+            });
   }
 
   /** Why a Conv stays float that alone makes an error. */

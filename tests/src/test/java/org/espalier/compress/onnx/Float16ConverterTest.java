@@ -675,6 +675,27 @@ class Float16ConverterTest {
     assertThrows(IllegalStateException.class, converter::apply);
   }
 
+  /** The rows that are looked up are exact then, whatever the product of the same table is. */
+  @Test
+  void aTableThatAProductReadsHasBothForms() {
+    OnnxModel model = OnnxModel.of(SmallDecoder.tied(1, VOCABULARY, 16, 2), "tied");
+    OnnxWeight table =
+        OnnxWeights.of(model).stream()
+            .filter(w -> w.uses().stream().map(OnnxWeight.Use::kind).distinct().count() > 1)
+            .findFirst()
+            .orElseThrow();
+    Float16Converter converter = new Float16Converter(model, false, w -> true);
+    assertTrue(converter.names().contains(table.name()), converter.names().toString());
+    converter.apply();
+    assertEquals(DataType.FLOAT, model.constant(table.value()).type());
+    List<DataType> types =
+        model.initializers().stream()
+            .filter(i -> Arrays.equals(i.dims(), model.constant(table.value()).dims()))
+            .map(OnnxInitializer::type)
+            .toList();
+    assertTrue(types.contains(DataType.FLOAT16), types.toString());
+  }
+
   @Test
   void modelsWithNothingToConvertAreRefused() {
     OnnxModel half = OnnxModel.of(HalfModels.of(SmallModels.mlp(), DataType.FLOAT16), "half");

@@ -431,19 +431,23 @@ class StaticQuantizerTest {
     assertTrue(error(first(old, in), first(raised, in)) < 1e-6);
   }
 
-  /** As the older exporters write what makes pictures larger. */
+  /** As the older exporters write what makes pictures larger; a Resize may make them smaller too. */
   @ParameterizedTest
   @CsvSource({
-    "8,Upsample,nearest",
-    "9,Upsample,nearest",
-    "9,Upsample,linear",
-    "10,Resize,nearest",
-    "10,Resize,linear"
+    "8,Upsample,nearest,2.5,2",
+    "9,Upsample,nearest,2.5,2",
+    "9,Upsample,linear,2.5,2",
+    "10,Resize,nearest,2.5,2",
+    "10,Resize,linear,2.5,2",
+    "10,Resize,nearest,0.5,0.7",
+    "10,Resize,nearest,0.7,2.3",
+    "10,Resize,linear,0.7,2.3"
   })
-  void oldResizesAreRaised(int opset, String operator, String mode) throws OrtException {
+  void oldResizesAreRaised(int opset, String operator, String mode, float rows, float columns)
+      throws OrtException {
     Random random = new Random(6);
     ByteBuffer scales = ByteBuffer.allocate(16).order(ByteOrder.LITTLE_ENDIAN);
-    scales.putFloat(1).putFloat(1).putFloat(2.5f).putFloat(2).flip();
+    scales.putFloat(1).putFloat(1).putFloat(rows).putFloat(columns).flip();
     NodeProto.Builder resize = node(operator, "/up", List.of("h"), "y").toBuilder();
     resize.addAttribute(
         AttributeProto.newBuilder()
@@ -456,13 +460,13 @@ class StaticQuantizerTest {
             .addInput(value("x", DataType.FLOAT, -1, 3, 6, 5))
             .addInitializer(floats("w", random, 0.4f, 4, 3, 1, 1))
             .addNode(node("Conv", "/c", List.of("x", "w"), "h"))
-            .addOutput(value("y", DataType.FLOAT, -1, 4, 15, 10));
+            .addOutput(value("y", DataType.FLOAT, -1, 4, (int) (6 * rows), (int) (5 * columns)));
     if (opset < 9) {
       resize.addAttribute(
           AttributeProto.newBuilder()
               .setName("scales")
               .setType(AttributeProto.AttributeType.FLOATS)
-              .addAllFloats(List.of(1f, 1f, 2.5f, 2f)));
+              .addAllFloats(List.of(1f, 1f, rows, columns)));
     } else {
       resize.addInput("scales");
       g.addInitializer(SmallModels.tensor("scales", DataType.FLOAT, scales, 4));
@@ -475,6 +479,27 @@ class StaticQuantizerTest {
     OnnxModel q = fixed(original.toProto(), RuntimeRuns.exactStatic(), List.of(in));
     double error = error(first(original, in), first(q, in));
     assertTrue(error < 0.02, "error " + error);
+  }
+
+  /** As exporters write the bias of one output. */
+  @Test
+  void aBiasWithoutAxesIsNoVector() throws OrtException {
+    Random random = new Random(8);
+    GraphProto.Builder g =
+        GraphProto.newBuilder()
+            .setName("head")
+            .addInput(value("x", DataType.FLOAT, -1, 64))
+            .addInitializer(floats("w", random, 0.4f, 64, 32))
+            .addInitializer(floats("head", random, 0.4f, 32, 1))
+            .addInitializer(floats("b", random, 1))
+            .addNode(node("MatMul", "/m", List.of("x", "w"), "h"))
+            .addNode(node("Gemm", "/g", List.of("h", "head", "b"), "y"))
+            .addOutput(value("y", DataType.FLOAT, -1, 1));
+    OnnxModel original = OnnxModel.of(SmallModels.model(17, g), "head");
+    Map<String, OnnxTensor> in = Map.of("x", normal(new Random(1), 50, 64));
+    OnnxModel q = fixed(original.toProto(), RuntimeRuns.exactStatic(), List.of(in));
+    double error = error(first(original, in), first(q, in));
+    assertTrue(error > 0 && error < 0.05, "error " + error);
   }
 
   @Test

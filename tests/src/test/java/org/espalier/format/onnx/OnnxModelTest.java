@@ -164,6 +164,29 @@ class OnnxModelTest {
     assertEquals("the tensor bad holds 256, which is no UINT8", e.getMessage());
   }
 
+  /** Which would go on to say what the initializer was. */
+  @Test
+  void anInputGoesWhoseInitializerGetsOtherDimensions() {
+    ModelProto.Builder proto = SmallModels.mlp().toBuilder().setIrVersion(3);
+    TensorProto w = proto.getGraph().getInitializer(0);
+    proto
+        .getGraphBuilder()
+        .addInput(SmallModels.value(w.getName(), DataType.FLOAT, w.getDims(0), w.getDims(1)));
+    OnnxModel model = OnnxModel.of(proto.build(), "old");
+    OnnxInitializer given = model.initializer(w.getName());
+    model.replaceInitializer(given.withName(w.getName()));
+    assertEquals(3, model.toProto().getIrVersion());
+    assertEquals(proto.getGraph().getInputCount(), model.toProto().getGraph().getInputCount());
+
+    float[] fewer = new float[(int) given.elements() / 2];
+    long[] dims = {given.dims()[0], given.dims()[1] / 2};
+    model.replaceInitializer(OnnxInitializer.floats(w.getName(), dims, fewer));
+    assertEquals(4, model.toProto().getIrVersion());
+    assertTrue(
+        model.toProto().getGraph().getInputList().stream()
+            .noneMatch(input -> input.getName().equals(w.getName())));
+  }
+
   @Test
   void initializersAreReplacedInPlace() {
     OnnxModel model = OnnxModel.of(SmallModels.mlp(), "mlp");

@@ -67,13 +67,19 @@ public final class Float16Converter {
   private final Map<String, String> skipped = new LinkedHashMap<>();
   private Progress progress = Progress.NONE;
 
+  /** Plans the conversion of a model, embedding tables too. */
+  public Float16Converter(OnnxModel model, Predicate<OnnxWeight> include) {
+    this(model, true, include);
+  }
+
   /**
    * Plans the conversion of a model.
    *
+   * @param embeddings whether tables in which rows are looked up are converted; one that a product reads too has both forms else
    * @param include which weights are converted; what is computed with others stays
    * @throws InputException if it has no weights of float32 that could be, or its weights are int8
    */
-  public Float16Converter(OnnxModel model, Predicate<OnnxWeight> include) {
+  public Float16Converter(OnnxModel model, boolean embeddings, Predicate<OnnxWeight> include) {
     requireFloat(model);
     this.model = model;
     this.use = new OneUse(model, "was converted");
@@ -82,9 +88,11 @@ public final class Float16Converter {
     staying = new Float32Nodes(model, all);
     weights = all.stream().filter(w -> staying.isFloat(w.value())).toList();
     for (OnnxWeight w : weights) {
-      if (!include.test(w)) {
+      if (!include.test(w) || !embeddings && w.isEmbedding()) {
         skipped.put(w.name(), "it is not chosen");
         staying.users(w).forEach(staying::stay);
+      } else if (!embeddings) {
+        staying.lookUps(w).forEach(staying::stay);
       }
     }
     if (!staying.leavesAny()) {

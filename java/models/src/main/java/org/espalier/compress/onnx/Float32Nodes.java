@@ -169,6 +169,14 @@ final class Float32Nodes {
     return weight.uses().stream().map(use -> producers.get(use.node())).toList();
   }
 
+  /** Those of them that look up rows. */
+  List<NodeProto> lookUps(OnnxWeight weight) {
+    return weight.uses().stream()
+        .filter(use -> use.kind() == OnnxWeight.Kind.EMBEDDING)
+        .map(use -> producers.get(use.node()))
+        .toList();
+  }
+
   private boolean isMatrix(String value) {
     OnnxInitializer c = model.constant(value);
     return c != null && c.dims().length >= 2;

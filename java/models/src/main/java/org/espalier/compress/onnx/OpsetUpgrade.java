@@ -4,11 +4,14 @@ import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.AttributeProto.AttributeType;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.TensorProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import com.google.protobuf.ByteString;
+import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Set;
+import java.util.function.DoublePredicate;
 import org.espalier.InputException;
 import org.espalier.format.onnx.Attributes;
 import org.espalier.format.onnx.InnerGraphs;
@@ -287,7 +290,10 @@ public final class OpsetUpgrade {
         remove(b, "value");
         b.addInput(constant(n, "value", value, out));
       }
-      case "Upsample", "Resize" -> resize(n, b, out);
+      case "Upsample", "Resize" -> {
+        resize(n, b, out);
+        return;
+      }
       case "Dropout" -> remove(b, "ratio");
       case "BatchNormalization" -> {
         if (Attributes.integer(n, "spatial", 1) != 1) {
@@ -304,7 +310,10 @@ public final class OpsetUpgrade {
     out.add(b.build());
   }
 
-  /** Upsample, and Resize before 11: output i is at i / scale in the input, and the nearest is the one below. */
+  /**
+   * Upsample, and Resize before 11: output i is at i / scale in the input. The nearest is the one below along axes that grow and, as
+   * ONNX Runtime has it, the one above along those that shrink, so that nearest is two nodes where scales may do both.
+   */
   private void resize(NodeProto n, NodeProto.Builder b, List<NodeProto> out) {
     AttributeProto given = Attributes.find(n, "scales");
     String scales;
@@ -323,15 +332,42 @@ public final class OpsetUpgrade {
     }
     AttributeProto mode = Attributes.find(n, "mode");
     String how = mode == null ? "nearest" : mode.getS().toStringUtf8();
-    b.setOpType("Resize")
-        .clearInput()
-        .addInput(n.getInput(0))
-        .addInput("")
-        .addInput(scales)
-        .clearAttribute()
+    b.setOpType("Resize").clearInput().addInput(n.getInput(0)).addInput("").addInput(scales);
+    b.clearAttribute()
         .addAttribute(Attributes.attribute("mode", how.equals("bilinear") ? "linear" : how))
-        .addAttribute(Attributes.attribute("coordinate_transformation_mode", "asymmetric"))
-        .addAttribute(Attributes.attribute("nearest_mode", "floor"));
+        .addAttribute(Attributes.attribute("coordinate_transformation_mode", "asymmetric"));
+    boolean nearest = how.equals("nearest");
+    if (!nearest || n.getOpType().equals("Upsample") || are(scales, s -> s >= 1)) {
+      out.add(b.addAttribute(Attributes.attribute("nearest_mode", "floor")).build());
+    } else if (are(scales, s -> s <= 1)) {
+      out.add(b.addAttribute(Attributes.attribute("nearest_mode", "ceil")).build());
+    } else {
+      String one = constant(n, "one", 1, out);
+      String growing = names.unique(scales + "_growing");
+      String shrinking = names.unique(scales + "_shrinking");
+      String grown = names.unique(n.getOutput(0) + "_grown");
+      out.add(Nodes.node("Max", growing, scales, one).build());
+      out.add(Nodes.node("Min", shrinking, scales, one).build());
+      NodeProto.Builder first = b.clone().clearName().setInput(2, growing).setOutput(0, grown);
+      out.add(first.addAttribute(Attributes.attribute("nearest_mode", "floor")).build());
+      b.setInput(0, grown).setInput(2, shrinking);
+      out.add(b.addAttribute(Attributes.attribute("nearest_mode", "ceil")).build());
+    }
+  }
+
+  /** Whether a value is known, and all its numbers are such. */
+  private boolean are(String value, DoublePredicate such) {
+    OnnxInitializer known = model.constant(value);
+    if (known == null || known.type() != DataType.FLOAT) {
+      return false;
+    }
+    FloatBuffer numbers = known.floats();
+    while (numbers.hasRemaining()) {
+      if (!such.test(numbers.get())) {
+        return false;
+      }
+    }
+    return true;
   }
 
   /**

@@ -95,6 +95,7 @@ record QuantizedUse(String name, String value, Use use) {
     return bias != null
         && bias.type() == DataType.FLOAT
         && bias.elements() == channels
+        && bias.dims().length > 0
         && bias.dims()[bias.dims().length - 1] == channels;
   }
 

@@ -107,7 +107,8 @@ public final class Float16Graph {
   /**
    * A copy of a rewritten model whose nodes compute in float32 and round what they give to float16, as devices do that
    * sum in float32. ONNX Runtime's CPU computes in float32 too, but rounds nothing between nodes: it tells whether
-   * float16 holds a model's values of this copy alone.
+   * float16 holds a model's values of this copy alone. Attention that makes caches longer stays as it is: between Casts ONNX Runtime
+   * would plan to write the longer cache over the shorter one.
    */
   public static OnnxModel rounding(OnnxModel narrowed) {
     OnnxModel copy = narrowed.copy();
@@ -123,7 +124,7 @@ public final class Float16Graph {
         result.add(InnerGraphs.withNodes(n, inner -> rounding(inner, types, names)));
         continue;
       }
-      if (OnnxModel.isOwn(n) && MAKE_TYPE.contains(n.getOpType())) {
+      if (OnnxModel.isOwn(n) && MAKE_TYPE.contains(n.getOpType()) || makesCaches(n)) {
         result.add(n);
         continue;
       }
@@ -145,6 +146,13 @@ public final class Float16Graph {
       result.addAll(behind);
     }
     return result;
+  }
+
+  /** Whether a node takes caches and gives them longer, beside something else. */
+  private static boolean makesCaches(NodeProto n) {
+    return n.getOutputCount() > 1
+        && n.getInputList().stream().anyMatch(PastInput::isOne)
+        && n.getOutputList().stream().anyMatch(PastInput::isNext);
   }
 
   private void narrow() {

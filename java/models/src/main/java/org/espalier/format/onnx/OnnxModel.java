@@ -17,6 +17,7 @@ import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collection;
 import java.util.Collections;
 import java.util.EnumSet;
@@ -540,10 +541,17 @@ public final class OnnxModel {
     initializers.put(added.name(), added);
   }
 
-  /** Replaces the initializer of the same name, in its place; type and dimensions may change. */
+  /**
+   * Replaces the initializer of the same name, in its place; type and dimensions may change. A graph input of that name, which says
+   * what they were, goes then.
+   */
   public void replaceInitializer(OnnxInitializer replacement) {
-    if (initializers.replace(replacement.name(), replacement) == null) {
+    OnnxInitializer before = initializers.replace(replacement.name(), replacement);
+    if (before == null) {
       throw new IllegalArgumentException(name + " has no initializer " + replacement.name());
+    }
+    if (before.type() != replacement.type() || !Arrays.equals(before.dims(), replacement.dims())) {
+      constantInitializers();
     }
   }
 
