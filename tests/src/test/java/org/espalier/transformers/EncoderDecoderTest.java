@@ -1,6 +1,8 @@
 package org.espalier.transformers;
 
 import java.nio.file.Path;
+import java.util.List;
+import java.util.Set;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -65,5 +67,41 @@ class EncoderDecoderTest {
     model.bend = x -> Math.max(0, x);
     model.dtype = SafetensorsDtype.BF16;
     model.compare(folder);
+  }
+
+  @Test
+  void t5() throws Exception {
+    new SmallT5("relu").compare(folder);
+  }
+
+  /** As T5 1.1 and mT5: gated, with a head of its own. */
+  @Test
+  void t5ThatIsGated() throws Exception {
+    SmallT5 model = new SmallT5("gated-gelu");
+    model.tied = false;
+    model.hasHead = true;
+    model.scales = false;
+    model.compare(folder);
+  }
+
+  /** As newer versions of Transformers write them: tied is what the tables are, and the head is one of its own. */
+  @Test
+  void t5OfNewerConfigurations() throws Exception {
+    SmallT5 model = new SmallT5("relu");
+    model.hasHead = true;
+    model.settings = ", \"scale_decoder_outputs\": true";
+    model.compare(folder);
+  }
+
+  /** An encoder alone needs no part named and gives states alone, also without the decoder's tensors. */
+  @Test
+  void t5ThatEncodesOnly() throws Exception {
+    SmallT5 model = new SmallT5("relu");
+    SmallCheckpoint weights = model.weights();
+    weights.names().stream().filter(name -> name.startsWith("decoder.")).forEach(weights::remove);
+    String config = model.config().replace("T5ForConditionalGeneration", "T5EncoderModel");
+    List<double[][]> expected =
+        List.of(model.read(model.weights(), 0), model.read(model.weights(), 1));
+    SmallEncoder.compare(folder, weights, config, model.inputs(), expected, Set.of());
   }
 }

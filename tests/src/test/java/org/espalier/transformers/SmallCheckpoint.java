@@ -127,6 +127,12 @@ public final class SmallCheckpoint {
     }
   }
 
+  /** Writes an encoder and a decoder of {@code SmallLanguage}'s words, of a model_type: marian, bart or t5. */
+  public static void writePair(Path folder, String type) throws IOException {
+    ReferencePair model = type.equals("t5") ? new SmallT5("relu") : new SmallBart(type);
+    model.weights().write(folder, model.config());
+  }
+
   /** Writes an image encoder of images of 25 pixels to a side, of a model_type: vit, dinov2 or dinov2_with_registers. */
   public static void writeImageModel(Path folder, String type) throws IOException {
     SmallVision model =

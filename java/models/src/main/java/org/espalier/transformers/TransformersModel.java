@@ -82,6 +82,10 @@ public final class TransformersModel {
           both(BartModel.MBart::new),
           "marian",
           both(MarianModel::new),
+          "mt5",
+          both(T5Model::new),
+          "t5",
+          both(T5Model::new),
           "clip",
           Map.of(
               Part.TEXT,
