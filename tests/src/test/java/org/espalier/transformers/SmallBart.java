@@ -5,12 +5,12 @@ import java.util.Set;
 import java.util.function.DoubleUnaryOperator;
 
 /** Models of the kinds of BART, mBART and Marian in plain loops. */
-final class SmallBart extends ReferencePair {
+class SmallBart extends ReferencePair {
   private static final int HEADS = 3;
   private static final int ANSWERING_HEADS = 4;
-  private static final int INNER = 40;
-  private static final int ANSWERING_INNER = 32;
-  private static final int PLACES = 13;
+  private static final int INNER = 64;
+  private static final int ANSWERING_INNER = 72;
+  static final int PLACES = 40;
   private static final double EPSILON = 1e-5;
 
   private final String type;
@@ -34,12 +34,12 @@ final class SmallBart extends ReferencePair {
   String settings = "";
 
   /**
-   * @param type bart, mbart or marian
+   * @param type bart, mbart, marian or whisper
    */
   SmallBart(String type) {
     this.type = type;
     marian = type.equals("marian");
-    normsFirst = type.equals("mbart");
+    normsFirst = type.equals("mbart") || type.equals("whisper");
     if (marian) {
       computed =
           Set.of("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight");
@@ -106,8 +106,7 @@ final class SmallBart extends ReferencePair {
     for (String part : List.of("encoder", "decoder")) {
       boolean answers = part.equals("decoder");
       if (!marian) {
-        w.add(base + part + ".embed_positions.weight", 0, 0.5, PLACES + 2, HIDDEN);
-        w.norm(base + part + ".layernorm_embedding", HIDDEN, true);
+        addPlaces(w, base + part);
       }
       int inner = answers ? ANSWERING_INNER : INNER;
       for (int n = 0; n < (answers ? ANSWERING_LAYERS : LAYERS); n++) {
@@ -133,9 +132,18 @@ final class SmallBart extends ReferencePair {
     return w;
   }
 
-  private static void addAttention(SmallCheckpoint w, String path) {
+  void addPlaces(SmallCheckpoint w, String part) {
+    w.add(part + ".embed_positions.weight", 0, 0.5, PLACES + 2, HIDDEN);
+    w.norm(part + ".layernorm_embedding", HIDDEN, true);
+  }
+
+  boolean keysHaveBias() {
+    return true;
+  }
+
+  private void addAttention(SmallCheckpoint w, String path) {
     for (String name : List.of(".q_proj", ".k_proj", ".v_proj", ".out_proj")) {
-      w.linear(path + name, HIDDEN, HIDDEN, true);
+      w.linear(path + name, HIDDEN, HIDDEN, !name.equals(".k_proj") || keysHaveBias());
     }
     w.norm(path + "_layer_norm", HIDDEN, true);
   }
@@ -148,14 +156,23 @@ final class SmallBart extends ReferencePair {
       if (scales) {
         row = SmallCheckpoint.each(row, v -> v * Math.sqrt(HIDDEN));
       }
-      String places = part + ".embed_positions.weight";
-      double[] place = marian ? wave(t) : w.row(places, t + 2, HIDDEN);
-      x[t] = SmallCheckpoint.plus(row, place);
-      if (!marian) {
-        x[t] = norm(w, part + ".layernorm_embedding", x[t]);
-      }
+      x[t] = placed(w, part, row, t);
     }
     return x;
+  }
+
+  /** What is made of a word's row and its place. */
+  double[] placed(SmallCheckpoint w, String part, double[] row, int place) {
+    if (marian) {
+      return SmallCheckpoint.plus(row, wave(place));
+    }
+    double[] learned = w.row(part + ".embed_positions.weight", place + 2, HIDDEN);
+    return norm(w, part + ".layernorm_embedding", SmallCheckpoint.plus(row, learned));
+  }
+
+  /** What the first layer of the encoder takes. */
+  double[][] heard(SmallCheckpoint w, int which) {
+    return embedded(w, false, TEXTS[which]);
   }
 
   private static double[] wave(int place) {
@@ -174,7 +191,7 @@ final class SmallBart extends ReferencePair {
 
   @Override
   double[][] read(SmallCheckpoint w, int which) {
-    double[][] x = embedded(w, false, TEXTS[which]);
+    double[][] x = heard(w, which);
     for (int n = 0; n < LAYERS; n++) {
       String path = base + "encoder.layers." + n;
       x = attended(w, path + ".self_attn", x, null, HEADS, false);

@@ -10,9 +10,9 @@ final class SmallT5 extends ReferencePair {
   private static final int HEADS = 3;
 
   /** Of a head: together they are wider than what layers compute on. */
-  private static final int WIDTH = 10;
+  private static final int WIDTH = 20;
 
-  private static final int INNER = 36;
+  private static final int INNER = 64;
   private static final double EPSILON = 1e-6;
 
   /** So few that the farthest tokens of these texts share one. */
@@ -39,6 +39,15 @@ final class SmallT5 extends ReferencePair {
     this.feedForward = feedForward;
     gated = feedForward.equals("gated-gelu");
     bend = gated ? SmallCheckpoint::geluNew : x -> Math.max(0, x);
+  }
+
+  /** As T5 1.1 and mT5: gated, with a head of its own. */
+  static SmallT5 ofAHead() {
+    SmallT5 model = new SmallT5("gated-gelu");
+    model.tied = false;
+    model.hasHead = true;
+    model.scales = false;
+    return model;
   }
 
   @Override

@@ -46,7 +46,7 @@ class BartModel extends EncoderDecoder {
   }
 
   @Override
-  final boolean hasBias(String name) {
+  boolean hasBias(String name) {
     return true;
   }
 
@@ -65,6 +65,11 @@ class BartModel extends EncoderDecoder {
     return config.size("vocab_size");
   }
 
+  /** What the head is called. */
+  String head() {
+    return "lm_head";
+  }
+
   /** The names of the table of words that this part reads by, in which it may be stored. */
   List<String> tables() {
     return List.of(
@@ -80,13 +85,13 @@ class BartModel extends EncoderDecoder {
   private String table() {
     List<String> stored = new ArrayList<>(tables());
     if (tied() && part == Part.DECODER) {
-      stored.add("lm_head.weight");
+      stored.add(head() + ".weight");
     }
     return table(stored, words());
   }
 
   @Override
-  final String embedded() {
+  String embedded() {
     String path = side() + ".embed_tokens";
     String x = g.node("Gather", path, List.of(table(), IDS));
     boolean scales = config.flag("scale_embedding", false);
@@ -112,7 +117,7 @@ class BartModel extends EncoderDecoder {
   final String byWords(String x) {
     String bias = "final_logits_bias";
     String product =
-        tied() ? g.product(x, "lm_head", table()) : g.linear(x, "lm_head", hidden, words(), false);
+        tied() ? g.product(x, head(), table()) : g.linear(x, head(), hidden, words(), false);
     return g.has(bias)
         ? g.node("Add", bias, List.of(product, g.weight(bias, 1, words())))
         : product;

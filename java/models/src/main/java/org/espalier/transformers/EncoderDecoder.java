@@ -80,6 +80,11 @@ abstract class EncoderDecoder extends Encoder {
   /** What the first layer takes of tokens, [batch, tokens, hidden]. */
   abstract String embedded();
 
+  /** Whether the encoder reads texts, which may be padded; it {@linkplain #embedded declares} other inputs itself. */
+  boolean readsTexts() {
+    return true;
+  }
+
   /** Whether norms are before blocks, and not behind. */
   abstract boolean normsFirst();
 
@@ -141,8 +146,7 @@ abstract class EncoderDecoder extends Encoder {
    * @param alone whether there is no decoder
    */
   private void writeEncoder(boolean alone) {
-    g.input(IDS, TOKENS);
-    String terms = scoreTerms(hiding(g.input(MASK, TOKENS)));
+    String terms = readsTexts() ? scoreTerms(texts()) : null;
     String x = embedded();
     for (long n = 0; n < sizes.layers(); n++) {
       String path = side() + names.layers() + n;
@@ -165,6 +169,12 @@ abstract class EncoderDecoder extends Encoder {
             decoder.width());
       }
     }
+  }
+
+  /** Declares texts, and gives 0, and the least float where a token is hidden. */
+  private String texts() {
+    g.input(IDS, TOKENS);
+    return hiding(g.input(MASK, TOKENS));
   }
 
   /** Attention among the tokens of a text. */
@@ -193,7 +203,7 @@ abstract class EncoderDecoder extends Encoder {
 
   private void writeDecoder() {
     g.input(IDS, TOKENS);
-    String read = hiding(g.input(READ_MASK, READ_TOKENS));
+    String read = readsTexts() ? hiding(g.input(READ_MASK, READ_TOKENS)) : null;
     String terms = scoreTerms(later(distances()));
     String x = embedded();
     for (long n = 0; n < sizes.layers(); n++) {

@@ -84,6 +84,8 @@ public final class TransformersModel {
           both(MarianModel::new),
           "mt5",
           both(T5Model::new),
+          "whisper",
+          both(WhisperModel::new),
           "t5",
           both(T5Model::new),
           "clip",
