@@ -76,6 +76,41 @@ class ExportPairsTest {
     assertEquals(folder.resolve("out-tokenizer.json").toString(), json.path("tokenizer").asText());
   }
 
+  /** Recipes train an encoder to follow itself on texts, and a decoder on tensors. */
+  @Test
+  void partsAreTrained() throws Exception {
+    SmallCheckpoint.writePair(checkpoint, "marian");
+    Path encoder = export("encoder");
+    Path decoder = export("decoder");
+    examples(OnnxModel.read(encoder), 2);
+    Map<String, String> data =
+        Map.of(
+            "encoder", "texts: checkpoint/texts.txt, train: 100, validation: 8, evaluation: 16",
+            "decoder", "examples: examples.safetensors, validation: 4, evaluation: 8");
+    for (String part : data.keySet()) {
+      Path recipe = folder.resolve(part + ".yaml");
+      Files.writeString(
+          recipe,
+          """
+          model: {file: %s.onnx}
+          data: {%s}
+          stages:
+            - {kind: quantize, steps: 3, batch: 4}
+          export: {formats: [onnx]}
+          """
+              .formatted(part, data.get(part)));
+      Path out = folder.resolve(part);
+      Run.of("compress", recipe, "-o", out).done();
+      Path int8 = out.resolve("model-int8.onnx");
+      if (part.equals("encoder")) {
+        close("trained", cosine(encoder, int8));
+      } else {
+        double error = error("logits", decoder, int8, folder.resolve("examples.safetensors"));
+        assertTrue(error > 0 && error < 0.1, "trained: " + error);
+      }
+    }
+  }
+
   /** What hears and writes needs tensors, of which an encoder takes one. */
   @Test
   void whisperTakesFeatures() throws IOException {
@@ -151,7 +186,7 @@ class ExportPairsTest {
   void decodersAreQuantizedAndPruned(String type) throws Exception {
     SmallCheckpoint.writePair(checkpoint, type);
     Path decoder = export("decoder");
-    Path examples = examples(OnnxModel.read(export("encoder")));
+    Path examples = examples(OnnxModel.read(export("encoder")), 0);
     for (String form : FORMS) {
       Path fitted = quantized(decoder, form, "--calibration", examples);
       double error = error("logits", decoder, fitted, examples);
@@ -179,8 +214,12 @@ class ExportPairsTest {
     return json.path("outputs").path(0).path("relative_error").asDouble();
   }
 
-  /** What a decoder is fed of random texts and answers: the beginnings of answers, with what the encoder gives. */
-  private Path examples(OnnxModel encoder) throws Exception {
+  /**
+   * What a decoder is fed of random texts and answers, with what the encoder gives.
+   *
+   * @param past how many tokens were read before, of keys and values that some have
+   */
+  private Path examples(OnnxModel encoder, int past) throws Exception {
     Tensor ids = tokens(READ, 1);
     Tensor mask = torch.ones(EXAMPLES, READ).to(ScalarType.Long);
     Map<String, Tensor> given =
@@ -191,9 +230,9 @@ class ExportPairsTest {
     given.forEach(
         (name, value) -> {
           if (name.startsWith("present.")) {
-            String past = name.replace("present.", "past_key_values.");
-            fed.put(past, value);
-            fed.put(past.replace(".encoder.", ".decoder."), value.narrow(2, 0, 0));
+            String input = name.replace("present.", "past_key_values.");
+            fed.put(input, value);
+            fed.put(input.replace(".encoder.", ".decoder."), value.narrow(2, 0, past));
           }
         });
     Map<TensorSpec, byte[]> tensors = new LinkedHashMap<>();

@@ -44,6 +44,14 @@ class EncoderDecoderTest {
     model.compare(folder);
   }
 
+  /** As older versions of Transformers stored them. */
+  @Test
+  void marianWithItsWaves() throws Exception {
+    SmallBart model = ofMarian();
+    model.storesWaves = true;
+    model.compare(folder);
+  }
+
   @Test
   void bart() throws Exception {
     new SmallBart("bart").compare(folder);

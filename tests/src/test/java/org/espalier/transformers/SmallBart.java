@@ -26,6 +26,9 @@ class SmallBart extends ReferencePair {
   /** Another table for answers, and how many words it has; 0 for none. */
   int ownWords;
 
+  /** Whether waves are stored, as other numbers than those that follow. */
+  boolean storesWaves;
+
   boolean tied = true;
   boolean scales;
   boolean hasBias = true;
@@ -107,6 +110,8 @@ class SmallBart extends ReferencePair {
       boolean answers = part.equals("decoder");
       if (!marian) {
         addPlaces(w, base + part);
+      } else if (storesWaves) {
+        w.add(base + part + ".embed_positions.weight", 0, 0.5, PLACES, HIDDEN);
       }
       int inner = answers ? ANSWERING_INNER : INNER;
       for (int n = 0; n < (answers ? ANSWERING_LAYERS : LAYERS); n++) {
@@ -164,7 +169,9 @@ class SmallBart extends ReferencePair {
   /** What is made of a word's row and its place. */
   double[] placed(SmallCheckpoint w, String part, double[] row, int place) {
     if (marian) {
-      return SmallCheckpoint.plus(row, wave(place));
+      String waves = part + ".embed_positions.weight";
+      double[] wave = storesWaves ? w.row(waves, place, HIDDEN) : wave(place);
+      return SmallCheckpoint.plus(row, wave);
     }
     double[] learned = w.row(part + ".embed_positions.weight", place + 2, HIDDEN);
     return norm(w, part + ".layernorm_embedding", SmallCheckpoint.plus(row, learned));

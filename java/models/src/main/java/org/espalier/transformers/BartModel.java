@@ -6,8 +6,8 @@ import org.espalier.transformers.TransformersModel.Part;
 
 /** Models of the kind of BART: learned positions behind two that nothing has, norms behind each block. */
 class BartModel extends EncoderDecoder {
-  private static final Names NAMES =
-      new Names(
+  private static final Layer NAMES =
+      new Layer(
           ".layers.",
           ".self_attn",
           ".self_attn_layer_norm",

@@ -5,6 +5,7 @@ import static org.espalier.format.onnx.Attributes.attribute;
 import java.util.List;
 import java.util.function.UnaryOperator;
 import org.espalier.InputException;
+import org.espalier.format.Names;
 import org.espalier.transformers.TransformersModel.Part;
 
 /**
@@ -34,7 +35,7 @@ abstract class EncoderDecoder extends Encoder {
    * @param cross attention to what the encoder read
    * @param inNorm of the feed-forward block
    */
-  record Names(
+  record Layer(
       String layers,
       String self,
       String selfNorm,
@@ -48,7 +49,7 @@ abstract class EncoderDecoder extends Encoder {
 
   final Part part;
   final String base;
-  private final Names names;
+  private final Layer names;
   private final Sizes decoder;
 
   /**
@@ -62,7 +63,7 @@ abstract class EncoderDecoder extends Encoder {
       Sizes encoder,
       Sizes decoder,
       String base,
-      Names names,
+      Layer names,
       double epsilon,
       String activation) {
     super(config, g, part == Part.ENCODER ? encoder : decoder, epsilon, activation);
@@ -129,7 +130,7 @@ abstract class EncoderDecoder extends Encoder {
         throw new InputException(
             config.place()
                 + ": architectures names "
-                + org.espalier.format.Names.quote(name)
+                + Names.quote(name)
                 + "; of this model_type …"
                 + String.join(" or …", CLASSES)
                 + " is right");

@@ -33,8 +33,8 @@ final class T5Model extends EncoderDecoder {
     inner = part == Part.ENCODER ? ".layer.1" : ".layer.2";
   }
 
-  private static Names names(Part part) {
-    return new Names(
+  private static Layer names(Part part) {
+    return new Layer(
         ".block.",
         ".layer.0.SelfAttention",
         ".layer.0.layer_norm",
