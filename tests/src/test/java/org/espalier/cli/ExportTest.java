@@ -254,7 +254,7 @@ class ExportTest {
         both.resolve("preprocessor_config.json"), CROPPED.replace("20", "25").replace("24", "25"));
     Path out = folder.resolve("out.onnx");
     refused("by --part text or --part image", both, "-o", out);
-    refused("has no parts; --part is for clip", checkpoint, "-o", out, "--part", "text");
+    refused("has no parts; --part is for bart, clip", checkpoint, "-o", out, "--part", "text");
     refused("--part", both, "-o", out, "--part", "sound");
     Run.refused(
         folder,

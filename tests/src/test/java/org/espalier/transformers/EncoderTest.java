@@ -437,7 +437,7 @@ class EncoderTest {
   void partsOfSiglip() throws Exception {
     SmallClip.writeSiglip(folder.resolve("both"));
     SmallEncoder[] parts = {new SmallSiglipText(1), new SmallSiglipImage(false, true)};
-    for (Part part : Part.values()) {
+    for (Part part : List.of(Part.TEXT, Part.IMAGE)) {
       SmallEncoder alone = parts[part.ordinal()];
       Path other = folder.resolve(part.name());
       alone.weights().write(other, alone.config());
@@ -450,7 +450,7 @@ class EncoderTest {
   @Test
   void partsOfClip() throws Exception {
     SmallClip.write(folder.resolve("both"));
-    for (Part part : Part.values()) {
+    for (Part part : List.of(Part.TEXT, Part.IMAGE)) {
       boolean text = part == Part.TEXT;
       SmallEncoder alone = text ? new SmallClipText(7) : new SmallClipImage("ModelWithProjection");
       Path other = folder.resolve(part.name());

@@ -127,6 +127,23 @@ public final class SmallCheckpoint {
     }
   }
 
+  /** Writes an encoder and a decoder of {@code SmallLanguage}'s words, of a model_type: marian, bart, t5 or whisper. */
+  public static void writePair(Path folder, String type) throws IOException {
+    ReferencePair model =
+        switch (type) {
+          case "t5" -> new SmallT5("relu");
+          case "whisper" -> new SmallWhisper();
+          default -> new SmallBart(type);
+        };
+    model.weights().write(folder, model.config());
+  }
+
+  /** Writes one of model_type t5 whose head is a table of its own, so that words are seldom followed by themselves. */
+  public static void writePairOfAHead(Path folder) throws IOException {
+    ReferencePair model = SmallT5.ofAHead();
+    model.weights().write(folder, model.config());
+  }
+
   /** Writes an image encoder of images of 25 pixels to a side, of a model_type: vit, dinov2 or dinov2_with_registers. */
   public static void writeImageModel(Path folder, String type) throws IOException {
     SmallVision model =

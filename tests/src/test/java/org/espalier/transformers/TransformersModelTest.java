@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -93,7 +94,7 @@ class TransformersModelTest {
   @Test
   void kindsThatAreNotKnown() throws IOException {
     config("\"llama\"", "\"mamba\"");
-    refused("model_type is 'mamba'", "known are bert, ", "qwen3");
+    refused("model_type is 'mamba'", "known are bart, bert, ", "qwen3");
     config("\"model_type\": \"llama\", ", "");
     refused("model_type is ''");
     config("{\"model_type\"", "{\"quantization_config\": {\"bits\": 4}, \"model_type\"");
@@ -241,7 +242,8 @@ class TransformersModelTest {
               config("\"llama\"", "\"clip_text_model\"");
               TransformersModel.read(folder, TransformersModel.Part.TEXT, note -> {});
             });
-    assertTrue(e.getMessage().contains("has no parts; --part is for clip, siglip"), e.getMessage());
+    assertTrue(
+        e.getMessage().contains("has no parts; --part is for bart, clip, m"), e.getMessage());
     refusedAs("clip_text_model", "\"hidden_act\": \"tanh\"", "hidden_act is 'tanh'", "quick_gelu");
     refusedAs(
         "siglip_text_model",
@@ -266,6 +268,83 @@ class TransformersModelTest {
     refusedAs(
         "modernbert", "\"rope_scaling\": {\"factor\": 2.0}", "rope_scaling = {", "not supported");
     refusedAs("electra", "\"is_decoder\": true", "is_decoder = true is not supported");
+  }
+
+  private void partRefused(TransformersModel.Part part, String config, String... words)
+      throws IOException {
+    Files.writeString(folder.resolve("config.json"), config);
+    InputException e =
+        assertThrows(InputException.class, () -> TransformersModel.read(folder, part, note -> {}));
+    for (String word : words) {
+      assertTrue(e.getMessage().contains(word), () -> "no '" + word + "' in: " + e.getMessage());
+    }
+  }
+
+  @Test
+  void settingsOfEncodersAndDecodersThatDoNotFit() throws IOException {
+    String marian =
+        """
+        {"model_type": "marian", "d_model": 8, "encoder_layers": 1, "decoder_layers": 1,
+         "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 4,
+         "decoder_ffn_dim": 4, "vocab_size": 9, "max_position_embeddings": 5}
+        """;
+    for (TransformersModel.Part part :
+        List.of(TransformersModel.Part.ENCODER, TransformersModel.Part.DECODER)) {
+      partRefused(
+          part,
+          marian.replace("\"decoder_attention_heads\": 2", "\"decoder_attention_heads\": 3"),
+          "d_model is 8; a multiple of its 3 heads is right");
+      partRefused(
+          part, marian.replace("\"d_model\": 8, ", ""), "has no d_model; a whole number of 1");
+      partRefused(
+          part,
+          marian.replace("{", "{\"activation_function\": \"tanh\", "),
+          "activation_function is 'tanh'",
+          "known are gelu,");
+      partRefused(
+          part,
+          marian.replace("{", "{\"architectures\": [\"MarianForCausalLM\"], "),
+          "architectures names 'MarianForCausalLM'",
+          "…ForConditionalGeneration or …Model is right");
+      String t5 =
+          """
+          {"model_type": "t5", "d_model": 8, "d_kv": 4, "d_ff": 4, "num_layers": 1,
+           "num_heads": 2, "vocab_size": 9, "relative_attention_max_distance": 16}
+          """;
+      partRefused(
+          part,
+          t5,
+          "relative_attention_max_distance is 16; more than half of"
+              + " relative_attention_num_buckets = 32, and at most 1048576, is right");
+      partRefused(
+          part,
+          t5.replace("16", "17, \"relative_attention_num_buckets\": 3"),
+          "relative_attention_num_buckets is 3; a whole number from 4 to");
+      partRefused(
+          part,
+          t5.replace("{", "{\"feed_forward_proj\": \"gated-tanh\", "),
+          "feed_forward_proj is 'gated-tanh'",
+          "gated-silu");
+    }
+    partRefused(TransformersModel.Part.ENCODER, marian, "has no tensor 'shared.weight' of [9, 8]");
+    partRefused(null, marian, "by --part encoder or --part decoder");
+    partRefused(TransformersModel.Part.IMAGE, marian, "by --part encoder or --part decoder");
+    partRefused(
+        TransformersModel.Part.DECODER,
+        "{\"model_type\": \"clip\"}",
+        "is of two encoders (model_type clip), of texts and of images;");
+  }
+
+  @Test
+  void wavesOfMarianThatAreTooMany() throws IOException {
+    SmallCheckpoint.writePair(folder, "marian");
+    String config = Files.readString(folder.resolve("config.json"));
+    String far =
+        config.replace("\"max_position_embeddings\": 40", "\"max_position_embeddings\": 99999999");
+    partRefused(
+        TransformersModel.Part.ENCODER,
+        far,
+        "max_position_embeddings is 99999999; at most 5592405 is right");
   }
 
   @Test

@@ -38,6 +38,12 @@ import picocli.CommandLine.Parameters;
           + " image_embeds; clip_text_model, clip_vision_model, siglip_text_model and"
           + " siglip_vision_model are one.",
       "",
+      "Of bart, marian (OPUS-MT), mbart, mt5 and t5, which read a text and write another, and of"
+          + " whisper, --part chooses the encoder or the decoder. The encoder gives"
+          + " last_hidden_state and the keys and values that the decoder looks at"
+          + " (present.N.encoder.key and .value); the decoder takes these as past_key_values and"
+          + " has others of its own, as language models do.",
+      "",
       "What is computed is float32. Tensors keep their types: those of bfloat16 take half the file"
           + " and are widened when ONNX Runtime loads it. The folder's tokenizer.json and"
           + " preprocessor_config.json are copied beside the model. Where its modules.json says"
@@ -51,6 +57,7 @@ import picocli.CommandLine.Parameters;
       "Examples:",
       "  espalier export checkpoint/ -o model.onnx",
       "  espalier export clip/ -o image.onnx --part image",
+      "  espalier export opus-mt-en-de/ -o decoder.onnx --part decoder",
       "  espalier quantize checkpoint/ -o model-int4.onnx --to onnx-int4 --calibration texts.txt",
     })
 final class Export implements Callable<Integer> {
@@ -68,9 +75,10 @@ final class Export implements Callable<Integer> {
 
   @Option(
       names = "--part",
-      paramLabel = "text|image",
+      paramLabel = "PART",
       description =
-          "Which encoder of a model that is two, as clip is. Each becomes a model of its own.")
+          "text or image of a model that is two encoders, as clip is; encoder or decoder of one"
+              + " that is both, as marian is. Each becomes a model of its own.")
   private TransformersModel.Part part;
 
   @Override

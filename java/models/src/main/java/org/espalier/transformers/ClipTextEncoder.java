@@ -52,7 +52,7 @@ final class ClipTextEncoder extends PreNormEncoder {
   void write(List<String> classes) {
     String ids = g.input("input_ids", TOKENS);
     String mask = g.input(MASK, TOKENS);
-    String more = g.node("Min", "seen", List.of(hiding(mask), later(ids)));
+    String more = g.node("Min", "seen", List.of(hiding(mask), later(distances(ids))));
     String x = layers(embedded(ids), base + "encoder.layers.", true, more);
     x = norm(x, base + "final_layer_norm");
     if (names(classes, ClipImageEncoder.PROJECTS)) {
@@ -70,14 +70,6 @@ final class ClipTextEncoder extends PreNormEncoder {
     String rows = g.weight(path + ".weight", config.size("max_position_embeddings"), hidden);
     String place = g.node("Gather", path, List.of(rows, places(ids)));
     return g.node("Add", path, List.of(found, place));
-  }
-
-  /** The least float where the second of two tokens is behind the first, else 0: [tokens, tokens]. */
-  private String later(String ids) {
-    String path = "later";
-    String behind = g.node("Less", path, List.of(distances(ids), g.whole(0)));
-    String one = g.node("Cast", path, List.of(behind), attribute("to", DataType.FLOAT_VALUE));
-    return g.node("Mul", path, List.of(one, g.number(-Float.MAX_VALUE)));
   }
 
   /** The state of the first token that ends a text, [batch, hidden]. */

@@ -16,9 +16,10 @@ abstract class Encoder {
   /**
    * The sizes that all kinds have.
    *
+   * @param width of a head
    * @param inner of feed-forward blocks
    */
-  record Sizes(long hidden, long heads, long inner, long layers) {
+  record Sizes(long hidden, long heads, long width, long inner, long layers) {
     /** As most configurations call them. */
     static Sizes of(Configuration config) {
       return of(
@@ -41,11 +42,13 @@ abstract class Encoder {
       if (config.size(hidden) % config.size(heads) != 0) {
         throw config.wrong(hidden, "a multiple of its " + config.size(heads) + " heads");
       }
-      return new Sizes(config.size(hidden), config.size(heads), inner, config.size(layers));
+      long width = config.size(hidden) / config.size(heads);
+      return new Sizes(config.size(hidden), config.size(heads), width, inner, config.size(layers));
     }
 
-    long width() {
-      return hidden / heads;
+    /** How many numbers the heads have together. */
+    long attending() {
+      return heads * width;
     }
   }
 
@@ -89,15 +92,20 @@ abstract class Encoder {
 
   /** Products [batch, tokens, hidden] as [batch, heads, tokens, width]. */
   final String heads(String products, String path) {
-    return heads(products, path, 0, 2, 1, 3);
+    return heads(products, path, sizes);
+  }
+
+  /** The same of other heads than those of this model's own layers. */
+  final String heads(String products, String path, Sizes sizes) {
+    return heads(products, path, sizes, 0, 2, 1, 3);
   }
 
   /** Products [batch, tokens, hidden] as [batch, heads, width, tokens], which queries are multiplied by. */
   final String turnedHeads(String products, String path) {
-    return heads(products, path, 0, 2, 3, 1);
+    return heads(products, path, sizes, 0, 2, 3, 1);
   }
 
-  private String heads(String products, String path, long... order) {
+  private String heads(String products, String path, Sizes sizes, long... order) {
     String apart =
         g.node("Reshape", path, List.of(products, g.wholes(0, 0, sizes.heads(), sizes.width())));
     return g.node("Transpose", path + "/heads", List.of(apart), attribute("perm", order));
@@ -125,13 +133,15 @@ abstract class Encoder {
   }
 
   /**
-   * softmax(q·k / divisor + more)·v, [batch, tokens, hidden].
+   * softmax(q·k / divisor + more)·v, [batch, tokens, heads · width].
    *
    * @param more null for nothing
    */
   final String attend(String q, String k, String v, String path, double divisor, String more) {
-    String product = g.node("MatMul", path + "/scores", List.of(q, k));
-    String scores = g.node("Div", path, List.of(product, g.number((float) divisor)));
+    String scores = g.node("MatMul", path + "/scores", List.of(q, k));
+    if (divisor != 1) {
+      scores = g.node("Div", path, List.of(scores, g.number((float) divisor)));
+    }
     if (more != null) {
       scores = g.node("Add", path + "/mask", List.of(scores, more));
     }
@@ -140,7 +150,7 @@ abstract class Encoder {
     String together = path + "/together";
     String rows =
         g.node("Transpose", together, List.of(seen), attribute("perm", new long[] {0, 2, 1, 3}));
-    return g.node("Reshape", together, List.of(rows, g.wholes(0, 0, hidden)));
+    return g.node("Reshape", together, List.of(rows, g.wholes(0, 0, sizes.attending())));
   }
 
   /** The first token of each: [batch, hidden]. */
@@ -173,14 +183,32 @@ abstract class Encoder {
 
   /** How far the first of two tokens is behind the second, [tokens, tokens]. */
   final String distances(String ids) {
+    return distances(places(ids), places(ids));
+  }
+
+  /**
+   * The same of tokens among others.
+   *
+   * @param from the places of the first, [tokens]
+   * @param to those of the second
+   */
+  final String distances(String from, String to) {
     String path = "distances";
     return g.once(
         path,
         () -> {
-          String row = g.node("Unsqueeze", path + "/to", List.of(places(ids), g.wholes(0)));
-          String column = g.node("Unsqueeze", path + "/from", List.of(places(ids), g.wholes(1)));
+          String row = g.node("Unsqueeze", path + "/to", List.of(to, g.wholes(0)));
+          String column = g.node("Unsqueeze", path + "/from", List.of(from, g.wholes(1)));
           return g.node("Sub", path, List.of(column, row));
         });
+  }
+
+  /** The least float where the second of two tokens is behind the first, else 0. */
+  final String later(String distances) {
+    String path = "later";
+    String behind = g.node("Less", path, List.of(distances, g.whole(0)));
+    String one = g.node("Cast", path, List.of(behind), attribute("to", DataType.FLOAT_VALUE));
+    return g.node("Mul", path, List.of(one, g.number(-Float.MAX_VALUE)));
   }
 
   /** What is added to scores: 0, and the least float where a token is hidden: [batch, 1, 1, tokens]. */

@@ -130,7 +130,11 @@ final class GraphWriter {
 
   /** A node of ONNX itself with one output. */
   String node(String op, String path, List<String> inputs, AttributeProto... attributes) {
-    String output = path + "/" + op;
+    return named(op, path + "/" + op, inputs, attributes);
+  }
+
+  /** A node of ONNX itself whose one output, and so itself, is called so. */
+  String named(String op, String output, List<String> inputs, AttributeProto... attributes) {
     graph.addNode(node(op, output, inputs, List.of(output), attributes));
     return output;
   }

@@ -25,10 +25,12 @@ public final class TransformersModel {
   /** The file of a folder that says what is computed. */
   public static final String CONFIGURATION = Configuration.FILE;
 
-  /** One of two encoders of a model. */
+  /** One part of a model of two: of two encoders, or of an encoder and a decoder that answers. */
   public enum Part {
     TEXT,
-    IMAGE
+    IMAGE,
+    ENCODER,
+    DECODER
   }
 
   private static final List<String> PROJECTS = List.of(ClipImageEncoder.PROJECTS);
@@ -66,9 +68,26 @@ public final class TransformersModel {
               decoder("qwen3", LlamaDecoder.Qwen3::new),
               decoder("smollm3", LlamaDecoder.SmolLm3::new)));
 
-  /** Models that are two encoders, which read into one space. */
+  /** How a part of an encoder and a decoder is made. */
+  private interface Kind {
+    EncoderDecoder of(Configuration config, GraphWriter graph, Part part);
+  }
+
+  /** Models of two parts: encoders that read into one space, or an encoder and a decoder. */
   private static final Map<String, Map<Part, Architecture>> OF_TWO =
       Map.of(
+          "bart",
+          both(BartModel::new),
+          "mbart",
+          both(BartModel.MBart::new),
+          "marian",
+          both(MarianModel::new),
+          "mt5",
+          both(T5Model::new),
+          "whisper",
+          both(WhisperModel::new),
+          "t5",
+          both(T5Model::new),
           "clip",
           Map.of(
               Part.TEXT,
@@ -111,6 +130,14 @@ public final class TransformersModel {
     return Map.entry(type, (config, graph, classes) -> kind.apply(config, graph).write(classes));
   }
 
+  private static Map<Part, Architecture> both(Kind kind) {
+    return Map.of(
+        Part.ENCODER,
+        (config, graph, classes) -> kind.of(config, graph, Part.ENCODER).write(classes),
+        Part.DECODER,
+        (config, graph, classes) -> kind.of(config, graph, Part.DECODER).write(classes));
+  }
+
   private static Configuration clipPart(Configuration config, String key) {
     return config
         .part(key)
@@ -145,7 +172,7 @@ public final class TransformersModel {
   /**
    * The same of one part of a model.
    *
-   * @param part which, of a model that is two encoders; else null
+   * @param part which, of a model that is two; else null
    */
   public static OnnxModel read(Path folder, Part part, Consumer<String> notes) {
     Configuration config = Configuration.read(folder);
@@ -204,7 +231,7 @@ public final class TransformersModel {
     if (parts == null && part != null) {
       throw new InputException(
           config.place()
-              + " is of one encoder (model_type "
+              + " is of one model (model_type "
               + type
               + "), which has no parts; --part is for "
               + String.join(", ", new TreeSet<>(OF_TWO.keySet())));
@@ -212,14 +239,27 @@ public final class TransformersModel {
     if (parts == null) {
       return KNOWN.get(type);
     }
-    if (part == null && !Encoder.names(classes, ImageEncoder.CLASSIFIES)) {
+    Part which = part == null ? only(classes) : part;
+    if (which == null || !parts.containsKey(which)) {
+      boolean answers = parts.containsKey(Part.DECODER);
       throw new InputException(
           config.place()
-              + " is of two encoders (model_type "
+              + (answers ? " is of an encoder and a decoder" : " is of two encoders")
+              + " (model_type "
               + type
-              + "), of texts and of images; 'espalier export' makes one ONNX model of either, by"
-              + " --part text or --part image");
+              + ")"
+              + (answers ? "" : ", of texts and of images")
+              + "; 'espalier export' makes one ONNX model of either, by "
+              + (answers ? "--part encoder or --part decoder" : "--part text or --part image"));
     }
-    return parts.get(part == null ? Part.IMAGE : part);
+    return parts.get(which);
+  }
+
+  /** The part that alone a class of models is; null where it is both. */
+  private static Part only(List<String> classes) {
+    if (Encoder.names(classes, ImageEncoder.CLASSIFIES)) {
+      return Part.IMAGE;
+    }
+    return Encoder.names(classes, EncoderDecoder.ENCODES) ? Part.ENCODER : null;
   }
 }

@@ -69,7 +69,7 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
     return asTaken(asGiven(notes), notes);
   }
 
-  /** The same of one part of a folder's model that is two encoders; of all of it where that is null. */
+  /** The same of one part of a folder's model that is two; of all of it where that is null. */
   public OnnxModel onnx(TransformersModel.Part part, Consumer<String> notes) {
     return asTaken(TransformersModel.read(path, part, notes), notes);
   }

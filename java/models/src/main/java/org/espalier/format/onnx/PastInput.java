@@ -25,6 +25,9 @@ public final class PastInput {
   private static final String PREFIX = "past_key_values.";
   private static final String PRESENT = "present.";
 
+  /** How the names of those end that hold what an encoder read, of which a decoder alone knows nothing. */
+  private static final List<String> READ = List.of(".encoder.key", ".encoder.value");
+
   private static final Set<DataType> TYPES =
       EnumSet.of(DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16);
 
@@ -45,9 +48,17 @@ public final class PastInput {
    *
    * @param model what errors call it
    * @param declared by the model, 0 or less where it is open
-   * @throws InputException where heads or width are open
+   * @throws InputException where heads or width are open, or it is of what an encoder read, which is never nothing
    */
   public static long[] empty(String model, String name, long[] declared, long texts) {
+    if (READ.stream().anyMatch(name::endsWith)) {
+      throw new InputException(
+          model
+              + ": the input "
+              + name
+              + " holds what an encoder read, which texts alone do not give; for such a model"
+              + " examples are a .safetensors file with one tensor an input");
+    }
     if (declared.length != 4 || declared[1] < 1 || declared[3] < 1) {
       throw new InputException(
           model
