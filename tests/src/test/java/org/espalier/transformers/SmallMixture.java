@@ -9,7 +9,7 @@ import java.util.Set;
 final class SmallMixture extends SmallDecoder {
   static final int EXPERTS = 5;
   static final int TAKEN = 2;
-  private static final int SHARED_INNER = 40;
+  private static final int SHARED_INNER = 80;
 
   private final String block;
   private final List<String> products;
