@@ -323,12 +323,13 @@ class DecoderTest {
         .compare(folder);
   }
 
-  /** Its factor is the ratio of lengths where it has none. */
+  /** Its factor is the ratio of lengths where it has none, and the length that stands beside it goes before its own. */
   @Test
   void anglesOfYarnWithoutAFactor() throws Exception {
     new SmallYarn(
             "{\"rope_type\": \"yarn\", \"factor\": null, \"attention_factor\": 0.5,"
-                + " \"original_max_position_embeddings\": 32}",
+                + " \"original_max_position_embeddings\": 8},"
+                + " \"original_max_position_embeddings\": 32",
             SmallYarn.angles(0, Math.ceil(SmallYarn.pair(1, 32)), 2),
             0.5)
         .compare(folder);

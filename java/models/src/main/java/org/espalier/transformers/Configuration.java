@@ -167,8 +167,8 @@ final class Configuration {
 
   /** A finite number of 0 or more, which is 0 where the key is absent. */
   double orZero(String key) {
-    boolean zero = has(key) && root.get(key).isNumber() && root.get(key).doubleValue() == 0;
-    return zero ? 0 : has(key) ? positive(key, 0) : 0;
+    JsonNode value = root.path(key);
+    return value.isNumber() && value.doubleValue() == 0 ? 0 : positive(key, 0);
   }
 
   boolean flag(String key, boolean otherwise) {

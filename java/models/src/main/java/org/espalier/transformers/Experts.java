@@ -17,7 +17,7 @@ import org.espalier.format.onnx.OnnxInitializer;
  * @param normed whether the weights of those that are taken are made to add up to 1
  */
 record Experts(GraphWriter g, long hidden, long count, long taken, boolean normed) {
-  /** More outputs than a node of a graph should have. */
+  /** The most outputs that a node should have. */
   private static final long MOST = 4096;
 
   /**

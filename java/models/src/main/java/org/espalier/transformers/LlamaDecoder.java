@@ -181,9 +181,13 @@ class LlamaDecoder extends Decoder {
           if (RotaryTable.isDynamic(settings)) {
             return dynamicRotary(name, settings, theta);
           }
-          long longest = sizes.positions();
-          long original = config.size("original_max_position_embeddings", longest);
-          RotaryTable.Turns turns = RotaryTable.turns(settings, theta, turned(), original, longest);
+          RotaryTable.Turns turns =
+              RotaryTable.turns(
+                  settings,
+                  theta,
+                  turned(),
+                  config.whole("original_max_position_embeddings", 0, 1),
+                  sizes.positions());
           return new Rotary(
               g.constant(RotaryTable.table("cos_cache" + name, false, turns)),
               g.constant(RotaryTable.table("sin_cache" + name, true, turns)),

@@ -128,7 +128,7 @@ final class ModernBertEncoder extends TextEncoder {
       settings = settings.group(local ? "sliding_attention" : "full_attention");
     }
     long places = config.size("max_position_embeddings");
-    RotaryTable.Turns turns = RotaryTable.turns(settings, theta, sizes.width(), places, places);
+    RotaryTable.Turns turns = RotaryTable.turns(settings, theta, sizes.width(), 0, places);
     String name = local ? "_local" : "";
     return List.of(
         g.constant(RotaryTable.table("cos_cache" + name, false, turns)),

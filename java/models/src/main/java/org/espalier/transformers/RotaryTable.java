@@ -56,7 +56,7 @@ final class RotaryTable {
    * @param settings what is said of angles, or null
    * @param theta the base where {@code settings} has none
    * @param rotated how many numbers of a head are turned, even
-   * @param original how long texts of pre-training were, where {@code settings} does not say
+   * @param original how long texts of pre-training were, whatever {@code settings} say; 0 where that is not said beside them
    * @param positions how long a text may be
    * @throws InputException if the settings ask for a change that is not known here
    */
@@ -103,7 +103,8 @@ final class RotaryTable {
     if (!(base > 1)) {
       throw scaling.wrong("rope_theta", "a number above 1");
     }
-    double context = scaling.positive("original_max_position_embeddings", original);
+    double context =
+        original > 0 ? original : scaling.positive("original_max_position_embeddings", positions);
     double factor = scaling.positive("factor", positions / context);
     double first = pairThatTurns(orElse(scaling, "beta_fast", 32), angles.length, base, context);
     double last = pairThatTurns(orElse(scaling, "beta_slow", 1), angles.length, base, context);
