@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import ai.onnx.proto.OnnxMl.NodeProto;
 import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
 import java.awt.image.BufferedImage;
 import java.io.IOException;
 import java.nio.ByteBuffer;
@@ -114,7 +115,7 @@ class ExportTest {
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"gpt2", "phi3", "gemma3_text"})
+  @ValueSource(strings = {"gpt2", "phi3", "gemma3_text", "mixtral", "qwen2_moe"})
   void languageModelsAreQuantizedAndPruned(String type) throws IOException {
     SmallCheckpoint.writeLanguageModel(checkpoint, type);
     Path onnx = export(checkpoint, "model.onnx");
@@ -321,6 +322,85 @@ class ExportTest {
     }
     Files.copy(out.resolve("model.safetensors"), back.resolve("model.safetensors"));
     assertTrue(divergence(out.resolve("model.onnx"), export(back, "back.onnx")) < 1e-6);
+  }
+
+  /** Experts learn in a recipe, in integers too, and go back into the checkpoint's layout where no activation is scaled. */
+  @ParameterizedTest
+  @CsvSource({"mixtral, dynamic", "qwen2_moe, int4"})
+  void expertsLearn(String type, String form) throws IOException {
+    SmallCheckpoint.writeLanguageModel(checkpoint, type);
+    Path recipe = folder.resolve("recipe.yaml");
+    Files.writeString(
+        recipe,
+        """
+        model: {file: checkpoint}
+        data: {texts: checkpoint/texts.txt, task: causal-lm, validation: 32, evaluation: 32,
+               calibration: 2}
+        stages:
+          - {kind: fine-tune, steps: 30, batch: 16, learning-rate: 1e-2}
+          - {kind: quantize, form: FORM, steps: 2, batch: 16, learning-rate: 1e-3}
+        export: {formats: [onnx, onnx-float, safetensors]}
+        """
+            .replace("FORM", form));
+    Path out = folder.resolve("out");
+    Run.of("compress", recipe, "-o", out).done();
+    JsonNode fidelity =
+        new ObjectMapper().readTree(out.resolve("report.json").toFile()).path("fidelity");
+    assertTrue(
+        fidelity.path("perplexity").asDouble()
+            < 0.2 * fidelity.path("reference_perplexity").asDouble(),
+        fidelity.toString());
+    Path back = Files.createDirectory(folder.resolve("back"));
+    for (String file : new String[] {"config.json", "tokenizer.json"}) {
+      Files.copy(checkpoint.resolve(file), back.resolve(file));
+    }
+    Files.copy(out.resolve("model.safetensors"), back.resolve("model.safetensors"));
+    Path exported = export(back, "back.onnx");
+    if (form.equals("int4")) {
+      double divergence = divergence(out.resolve("model-float.onnx"), exported);
+      assertTrue(divergence < 1e-6, "" + divergence);
+    }
+  }
+
+  /** Of an expert that no example chooses weights are rounded to the nearest, pruned by magnitude, and it has no range. */
+  @Test
+  void expertsThatNoExampleChooses() throws IOException {
+    SmallCheckpoint.writeLanguageModel(checkpoint, "mixtral");
+    Path onnx = export(checkpoint, "model.onnx");
+    Path one = Files.writeString(folder.resolve("one.txt"), "w1 w2\n");
+    for (String form :
+        new String[] {
+          "onnx-dynamic", "onnx-int4", "compressed-tensors", "compressed-tensors-float8"
+        }) {
+      Path out = folder.resolve(form + (form.startsWith("onnx") ? ".onnx" : ""));
+      Run run =
+          Run.of("quantize", checkpoint, "-o", out, "--to", form, "--calibration", one).done();
+      boolean told =
+          run.err().contains("rounded to the nearest") && run.err().contains(".experts.");
+      assertTrue(told, run.err());
+      double divergence = divergence(onnx, out);
+      assertTrue(divergence > 0 && divergence < 0.1, form + ": " + divergence);
+    }
+    for (String[] how : new String[][] {{"--amount=0.2", "--refit"}, {"--channels=0.2"}}) {
+      Path out = folder.resolve("pruned.onnx");
+      List<Object> args =
+          new ArrayList<>(List.of("prune", checkpoint, "-o", out, "--calibration", one));
+      args.addAll(List.of(how));
+      Run.of(args.toArray()).done();
+      double divergence = divergence(onnx, out);
+      assertTrue(divergence > 0 && divergence < 0.3, how[0] + ": " + divergence);
+    }
+    Path out = Files.createDirectory(folder.resolve("nothing"));
+    Run.refused(
+        out,
+        new String[] {"an example that reaches it"},
+        "quantize",
+        checkpoint,
+        "-o",
+        out.resolve("qdq.onnx"),
+        "--to=onnx-qdq",
+        "--calibration",
+        one);
   }
 
   /** Integers that examples chose are closer to the original than the nearest, in each form, and run as they lie. */

@@ -1,12 +1,16 @@
 package org.espalier.transformers;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Set;
+import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -200,6 +204,167 @@ class DecoderTest {
   @Test
   void olmo2() throws Exception {
     new SmallOlmo2().compare(folder);
+  }
+
+  @Test
+  void mixtral() throws Exception {
+    SmallMixture.mixtral("").compare(folder);
+  }
+
+  @Test
+  void mixtralInSixteenBitsWithWindows() throws Exception {
+    SmallMixture model = SmallMixture.mixtral(", \"sliding_window\": 4");
+    model.dtype = SafetensorsDtype.BF16;
+    Arrays.fill(model.windows, 4);
+    model.compare(folder);
+  }
+
+  @Test
+  void qwen2Moe() throws Exception {
+    SmallMixture model = SmallMixture.qwen2(", \"mlp_only_layers\": [1]");
+    model.plain = Set.of(1);
+    model.compare(folder);
+  }
+
+  @Test
+  void qwen2MoeWithExpertsInEverySecondLayer() throws Exception {
+    SmallMixture model =
+        SmallMixture.qwen2(
+            ", \"decoder_sparse_step\": 2, \"use_sliding_window\": true, \"sliding_window\": 3,"
+                + " \"max_window_layers\": 2");
+    model.plain = Set.of(0, 2);
+    model.windows = new int[] {3, 0, 0};
+    model.compare(folder);
+  }
+
+  @Test
+  void qwen3Moe() throws Exception {
+    SmallMixture model = SmallMixture.qwen3(", \"sliding_window\": 4");
+    model.tied = true;
+    model.compare(folder);
+  }
+
+  /** As Transformers 5 writes how many experts there are. */
+  @Test
+  void qwen3MoeWithWindows() throws Exception {
+    SmallMixture model =
+        SmallMixture.qwen3(", \"use_sliding_window\": true, \"sliding_window\": 3");
+    Arrays.fill(model.windows, 3);
+    SmallCheckpoint weights = model.weights();
+    weights.write(folder, model.config().replace("num_experts\"", "num_local_experts\""));
+    OnnxModel renamed = TransformersModel.read(folder, note -> {});
+    model.compare(folder);
+    assertEquals(TransformersModel.read(folder, note -> {}).nodes(), renamed.nodes());
+  }
+
+  @Test
+  void mixtralWithoutHead() throws Exception {
+    SmallMixture.mixtral("").compareStates(folder);
+  }
+
+  @Test
+  void expertsThatAreNotAsTheyShouldBe() throws Exception {
+    refused(SmallMixture.mixtral(""), "\"num_local_experts\": 5", "\"num_local_experts\": 0");
+    refused(SmallMixture.mixtral(""), "\"num_local_experts\": 5", "\"num_local_experts\": 9999");
+    refused(SmallMixture.mixtral(""), "\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 6");
+    refused(SmallMixture.qwen2(", \"mlp_only_layers\": [1]"), "[1]", "[0.5]", "mlp_only_layers");
+    refused(SmallMixture.qwen2(", \"mlp_only_layers\": [1]"), "[1]", "true", "mlp_only_layers");
+    refused(
+        SmallMixture.qwen2(", \"decoder_sparse_step\": 1"),
+        "\"decoder_sparse_step\": 1",
+        "\"decoder_sparse_step\": 0");
+    refused(
+        SmallMixture.qwen2(", \"layer_types\": [\"full_attention\"]"),
+        "[\"full_attention\"]",
+        "[\"sliding_attention\", \"full_attention\", \"full_attention\"]",
+        "use_sliding_window");
+    // A sixth expert that the checkpoint has not.
+    refused(
+        SmallMixture.mixtral(""),
+        "\"num_local_experts\": 5",
+        "\"num_local_experts\": 6",
+        "model.layers.0.block_sparse_moe.gate.weight");
+  }
+
+  private void refused(SmallDecoder model, String setting, String other) throws Exception {
+    refused(model, setting, other, other.split("\"")[1]);
+  }
+
+  /** The message names the key, or what is missing. */
+  private void refused(SmallDecoder model, String setting, String other, String named)
+      throws Exception {
+    String config = model.config();
+    assertTrue(config.contains(setting), config);
+    model.weights().write(folder, config.replace(setting, other));
+    InputException e =
+        assertThrows(InputException.class, () -> TransformersModel.read(folder, note -> {}));
+    assertTrue(e.getMessage().contains(named), e.getMessage());
+  }
+
+  @Test
+  void anglesOfYarn() throws Exception {
+    double low = Math.floor(SmallYarn.pair(32, 16)); // below 0
+    double high = Math.ceil(SmallYarn.pair(1, 16));
+    new SmallYarn(
+            "{\"type\": \"yarn\", \"factor\": 4.0, \"original_max_position_embeddings\": 16}",
+            SmallYarn.angles(Math.max(low, 0), high, 4),
+            0.1 * Math.log(4) + 1)
+        .compare(folder);
+  }
+
+  @Test
+  void anglesOfYarnThatAreOtherwise() throws Exception {
+    new SmallYarn(
+            "{\"rope_type\": \"yarn\", \"factor\": 4.0, \"beta_fast\": 2, \"beta_slow\": 0.01,"
+                + " \"truncate\": false, \"mscale\": 0.7, \"mscale_all_dim\": 0.3,"
+                + " \"original_max_position_embeddings\": 100}",
+            SmallYarn.angles(SmallYarn.pair(2, 100), SmallYarn.pair(0.01, 100), 4),
+            (0.07 * Math.log(4) + 1) / (0.03 * Math.log(4) + 1))
+        .compare(folder);
+  }
+
+  /** Its factor is the ratio of lengths where it has none, and the length that stands beside it goes before its own. */
+  @Test
+  void anglesOfYarnWithoutAFactor() throws Exception {
+    new SmallYarn(
+            "{\"rope_type\": \"yarn\", \"factor\": null, \"attention_factor\": 0.5,"
+                + " \"original_max_position_embeddings\": 8},"
+                + " \"original_max_position_embeddings\": 32",
+            SmallYarn.angles(0, Math.ceil(SmallYarn.pair(1, 32)), 2),
+            0.5)
+        .compare(folder);
+  }
+
+  /** Where texts may be longer than the configuration says, as of Qwen2.5 with YaRN, there are angles for them. */
+  @Test
+  void yarnHasPositionsForLongTexts() throws Exception {
+    SmallYarn model =
+        new SmallYarn(
+            "{\"type\": \"yarn\", \"factor\": 4.0, \"original_max_position_embeddings\": 64}",
+            SmallDecoder.powers(10000, SmallDecoder.WIDTH),
+            1);
+    model.weights().write(folder, model.config());
+    OnnxModel read = TransformersModel.read(folder, note -> {});
+    assertEquals(256, read.constant("cos_cache").dims()[0]);
+    assertEquals(256, read.constant("sin_cache").dims()[0]);
+  }
+
+  @Test
+  void yarnThatIsNotAsItShouldBe() throws Exception {
+    String scaling = "{\"type\": \"yarn\", \"factor\": 4.0}";
+    SmallYarn model = new SmallYarn(scaling, SmallDecoder.powers(10000, SmallDecoder.WIDTH), 1);
+    refused(model, "\"factor\": 4.0", "\"factor\": -1");
+    refused(model, "\"factor\": 4.0", "\"factor\": 4.0, \"beta_fast\": \"x\"", "beta_fast");
+    refused(model, "\"factor\": 4.0", "\"factor\": 4.0, \"mscale\": -2", "mscale");
+    refused(model, "\"factor\": 4.0", "\"factor\": 4.0, \"truncate\": 2", "truncate");
+    refused(model, "\"rope_theta\": 10000.0", "\"rope_theta\": 1", "rope_theta");
+    refused(model, "\"factor\": 4.0", "\"factor\": 1e9", "max_position_embeddings");
+  }
+
+  /** Texts of more than seven tokens have another base. */
+  @Test
+  void anglesThatFollowFromTheLength() throws Exception {
+    new SmallDynamic().compare(folder);
   }
 
   @Test

@@ -158,16 +158,38 @@ class PublishedLayoutsTest {
             .getInputCount());
   }
 
-  /** One product for queries, keys and values; products whose weights are [in, out] elsewhere. */
+  /** One product for queries, keys and values; products whose weights are [in, out] elsewhere; experts. */
   @ParameterizedTest
-  @CsvSource({"phi3, GPTQ", "phi3, AWQ", "gpt2, GPTQ", "gpt2, AWQ"})
+  @CsvSource({
+    "phi3, GPTQ",
+    "phi3, AWQ",
+    "gpt2, GPTQ",
+    "gpt2, AWQ",
+    "qwen3_moe, GPTQ",
+    "qwen3_moe, AWQ"
+  })
   void layersOfOtherKinds(String type, Words words) throws Exception {
     ReferenceDecoder kind =
-        type.equals("phi3") ? new SmallPhi3("") : new SmallGpt2("transformer.", "");
+        switch (type) {
+          case "phi3" -> new SmallPhi3("");
+          case "gpt2" -> new SmallGpt2("transformer.", "");
+          default -> SmallMixture.qwen3("");
+        };
     PublishedLayouts made = new PublishedLayouts(kind.weights());
     Integers how = new Integers(words, 4, 16, false, words == Words.GPTQ);
     made.layers().forEach(layer -> made.integers(layer, how));
     compare(made, kind.config().replaceAll("\\w*ForCausalLM|\\w*LMHeadModel", "AnyModel"), how);
+  }
+
+  /** Experts of FP8 are what their floats are. */
+  @Test
+  void expertsOfFloats() throws Exception {
+    SmallMixture kind = SmallMixture.qwen2("");
+    PublishedLayouts made = new PublishedLayouts(kind.weights());
+    made.layers().forEach(layer -> made.floats(layer, 16, 16, SafetensorsDtype.F32, true));
+    String config = kind.config().replace("qwen2_moeForCausalLM", "AnyModel");
+    float[] values = states(read(made.packed, with(config, PublishedLayouts.ofBlocks(16, 16))));
+    assertTrue(distance(states(read(made.plain, config)), values) < 1e-5);
   }
 
   /** Constants of a MiB and more are made when they are asked for. */

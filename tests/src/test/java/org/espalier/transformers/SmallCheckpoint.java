@@ -71,12 +71,15 @@ public final class SmallCheckpoint {
                 .formatted(words));
   }
 
-  /** Writes a language model of {@code SmallLanguage}'s words, of a model_type: gpt2, phi3 or gemma3_text. */
+  /** Writes a language model of {@code SmallLanguage}'s words, of a model_type: gpt2, phi3, gemma3_text, mixtral, qwen2_moe or qwen3_moe. */
   public static void writeLanguageModel(Path folder, String type) throws IOException {
     ReferenceDecoder model =
         switch (type) {
           case "gpt2" -> new SmallGpt2("transformer.", "");
           case "phi3" -> new SmallPhi3.OfLongContexts();
+          case "mixtral" -> SmallMixture.mixtral("");
+          case "qwen2_moe" -> SmallMixture.qwen2("");
+          case "qwen3_moe" -> SmallMixture.qwen3("");
           case "gemma3_text" -> SmallGemma.gemma3(", \"sliding_window_pattern\": 2");
           default -> throw new IllegalArgumentException(type);
         };
@@ -187,10 +190,13 @@ public final class SmallCheckpoint {
     return new TreeSet<>(values.keySet());
   }
 
-  /** The names of tensors of two dimensions, less those of one row. */
+  /** The names of tensors of two dimensions, less tables of one row. */
   Set<String> matrices() {
     Set<String> names = names();
-    names.removeIf(name -> shapes.get(name).size() != 2 || shapes.get(name).get(0) == 1);
+    names.removeIf(
+        name ->
+            shapes.get(name).size() != 2
+                || shapes.get(name).get(0) == 1 && !name.endsWith("_gate.weight"));
     return names;
   }
 

@@ -27,12 +27,13 @@ import picocli.CommandLine.Parameters;
           + " models here: recipes, evaluate, prune, quantize.",
       "",
       "Language models of model_type gemma, gemma2, gemma3_text, gpt2, granite, llama, mistral,"
-          + " olmo2, phi3, qwen2, qwen3 and smollm3 become graphs with inputs and outputs for keys"
-          + " and values, which ONNX Runtime's generators take, or classify texts; text encoders of"
-          + " bert, roberta, xlm-roberta, camembert, deberta-v2, distilbert, electra, modernbert"
-          + " and mpnet and image encoders of vit, deit, dinov2 and dinov2_with_registers, with the"
-          + " head that classifies texts, tokens or images or fills in words where 'architectures'"
-          + " names one, graphs that give last_hidden_state or logits.",
+          + " mixtral, olmo2, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe and smollm3 become graphs"
+          + " with inputs and outputs for keys and values, which ONNX Runtime's generators take, or"
+          + " classify texts; text encoders of bert, roberta, xlm-roberta, camembert, deberta-v2,"
+          + " distilbert, electra, modernbert and mpnet and image encoders of vit, deit,"
+          + " dinov2 and dinov2_with_registers, with the head that classifies texts, tokens or"
+          + " images or fills in words where 'architectures' names one, graphs that give"
+          + " last_hidden_state or logits.",
       "",
       "Of clip and siglip, which are two encoders, --part chooses one, which gives text_embeds or"
           + " image_embeds; clip_text_model, clip_vision_model, siglip_text_model and"

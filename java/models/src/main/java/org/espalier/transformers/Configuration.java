@@ -165,6 +165,12 @@ final class Configuration {
     return value;
   }
 
+  /** A finite number of 0 or more, which is 0 where the key is absent. */
+  double orZero(String key) {
+    JsonNode value = root.path(key);
+    return value.isNumber() && value.doubleValue() == 0 ? 0 : positive(key, 0);
+  }
+
   boolean flag(String key, boolean otherwise) {
     if (!has(key)) {
       return otherwise;
@@ -241,6 +247,21 @@ final class Configuration {
       }
     }
     return numbers;
+  }
+
+  /** The whole numbers of 0 or more of a list; empty where the key is absent. */
+  List<Long> wholes(String key) {
+    List<Long> wholes = new ArrayList<>();
+    if (has(key) && !root.get(key).isArray()) {
+      throw wrong(key, "a list of whole numbers");
+    }
+    for (double value : numbers(key)) {
+      if (value < 0 || value > MOST || value != Math.rint(value)) {
+        throw wrong(key, "a list of whole numbers");
+      }
+      wholes.add((long) value);
+    }
+    return wholes;
   }
 
   /** Height and width, as an object has both, or one number for them; null where an object has them not. */

@@ -207,21 +207,31 @@ final class GraphWriter {
 
   /** A value cut into parts of one length along its last axis. */
   List<String> parts(String x, String path, int count) {
-    List<String> parts = IntStream.range(0, count).mapToObj(i -> path + "/part" + i).toList();
-    AttributeProto axis = Attributes.attribute("axis", -1L);
-    graph.addNode(node("Split", path + "/Split", List.of(x), parts, axis));
-    return parts;
+    return nodes("Split", path, count, List.of(x), Attributes.attribute("axis", -1L));
+  }
+
+  /**
+   * A node of ONNX itself with several outputs.
+   *
+   * @param count how many
+   */
+  List<String> nodes(
+      String op, String path, int count, List<String> inputs, AttributeProto... attributes) {
+    String name = path + "/" + op;
+    List<String> outputs = IntStream.range(0, count).mapToObj(i -> name + "/" + i).toList();
+    graph.addNode(node(op, name, inputs, outputs, attributes));
+    return outputs;
+  }
+
+  /** The lengths of a value's axes. */
+  String shape(String x) {
+    return once(x + "/Shape", () -> node("Shape", x, List.of(x)));
   }
 
   /** How long an axis of a value is: a whole number. */
   String length(String x, long axis) {
     String path = x + "/length" + axis;
-    return once(
-        path,
-        () -> {
-          String shape = once(x + "/Shape", () -> node("Shape", x, List.of(x)));
-          return node("Gather", path, List.of(shape, whole(axis)));
-        });
+    return once(path, () -> node("Gather", path, List.of(shape(x), whole(axis))));
   }
 
   /** A constant of whole numbers in one dimension. */

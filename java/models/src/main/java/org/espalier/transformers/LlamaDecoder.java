@@ -1,9 +1,13 @@
 package org.espalier.transformers;
 
+import static org.espalier.format.onnx.Attributes.attribute;
+
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import org.espalier.InputException;
+import org.espalier.format.onnx.OnnxInitializer;
 
 /**
  * Language models of the kind of Llama: rotary positions, root mean square norms, a gated feed-forward block, fewer heads for
@@ -66,8 +70,17 @@ class LlamaDecoder extends Decoder {
     String path = base + "layers." + n;
     String seen = attention(norm(x, path + ".input_layernorm"), path + ".self_attn", n);
     x = sum(x, seen, path + "/attention");
-    String made = feedForward(norm(x, path + ".post_attention_layernorm"), path + ".mlp");
+    String made = block(norm(x, path + ".post_attention_layernorm"), path, n);
     return sum(x, made, path + "/feed_forward");
+  }
+
+  /**
+   * The block behind the attention of a layer.
+   *
+   * @param path of the layer
+   */
+  String block(String x, String path, long n) {
+    return feedForward(x, path + ".mlp");
   }
 
   /** What a block gives is added to what it took. */
@@ -165,12 +178,59 @@ class LlamaDecoder extends Decoder {
     return tables.computeIfAbsent(
         name,
         key -> {
-          double[] angles = RotaryTable.frequencies(settings, theta, turned());
+          if (RotaryTable.isDynamic(settings)) {
+            return dynamicRotary(name, settings, theta);
+          }
+          RotaryTable.Turns turns =
+              RotaryTable.turns(
+                  settings,
+                  theta,
+                  turned(),
+                  config.whole("original_max_position_embeddings", 0, 1),
+                  sizes.positions());
           return new Rotary(
-              g.constant(RotaryTable.table("cos_cache" + name, false, sizes.positions(), angles)),
-              g.constant(RotaryTable.table("sin_cache" + name, true, sizes.positions(), angles)),
+              g.constant(RotaryTable.table("cos_cache" + name, false, turns)),
+              g.constant(RotaryTable.table("sin_cache" + name, true, turns)),
               "");
         });
+  }
+
+  /**
+   * Tables of the positions that there are. For n tokens, more than m = {@code max_position_embeddings}, the base is θ · (factor
+   * · n / m − (factor − 1))^(d / (d − 2)).
+   */
+  private Rotary dynamicRotary(String name, Configuration settings, double theta) {
+    String path = "rotary" + name;
+    int turned = (int) turned();
+    double factor = RotaryTable.required(settings, "factor");
+    float[] exponents = new float[turned / 2];
+    for (int i = 0; i < exponents.length; i++) {
+      exponents[i] = -2f * i / turned;
+    }
+    String longest = g.node("Max", path, List.of(totalLength(), g.whole(sizes.positions())));
+    String tokens = asFloats(longest, path + "/longest");
+    String times =
+        g.node(
+            "Mul",
+            path + "/longest",
+            List.of(tokens, g.number((float) (factor / sizes.positions()))));
+    String ratio = g.node("Sub", path, List.of(times, g.number((float) (factor - 1))));
+    String growth = g.number((float) (turned / (turned - 2.0)));
+    String grown = g.node("Pow", path + "/base", List.of(ratio, growth));
+    float first = (float) RotaryTable.base(settings, theta);
+    String base = g.node("Mul", path + "/base", List.of(grown, g.number(first)));
+    String powers =
+        g.constant(
+            OnnxInitializer.floats(path + "/exponents", new long[] {exponents.length}, exponents));
+    String angles = g.node("Pow", path, List.of(base, powers));
+    String places = g.node("Range", path, List.of(g.whole(0), totalLength(), g.whole(1)));
+    String rows = g.node("Unsqueeze", path, List.of(asFloats(places, path), g.wholes(1)));
+    String all = g.node("Mul", path, List.of(rows, angles));
+    return new Rotary(g.node("Cos", path, List.of(all)), g.node("Sin", path, List.of(all)), "");
+  }
+
+  private String asFloats(String x, String path) {
+    return g.node("Cast", path, List.of(x), attribute("to", DataType.FLOAT_VALUE));
   }
 
   /** What part of a head is turned. */
@@ -203,10 +263,22 @@ class LlamaDecoder extends Decoder {
   }
 
   String feedForward(String x, String path) {
-    boolean bias = config.flag("mlp_bias", false);
-    String gate = g.linear(x, path + ".gate_proj", hidden, inner, bias);
-    String up = g.linear(x, path + ".up_proj", hidden, inner, bias);
-    return g.linear(gated(gate, up, path), path + ".down_proj", inner, hidden, bias);
+    return feedForward(x, path, Gated.USUAL, inner, config.flag("mlp_bias", false));
+  }
+
+  /**
+   * What the products of a gated block are called.
+   *
+   * @param gate is activated, and multiplied by {@code up}
+   */
+  record Gated(String gate, String up, String down) {
+    static final Gated USUAL = new Gated(".gate_proj", ".up_proj", ".down_proj");
+  }
+
+  final String feedForward(String x, String path, Gated names, long inner, boolean bias) {
+    String gate = g.linear(x, path + names.gate(), hidden, inner, bias);
+    String up = g.linear(x, path + names.up(), hidden, inner, bias);
+    return g.linear(gated(gate, up, path), path + names.down(), inner, hidden, bias);
   }
 
   /** activation(gate) · up. */

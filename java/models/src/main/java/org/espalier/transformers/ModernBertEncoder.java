@@ -127,12 +127,12 @@ final class ModernBertEncoder extends TextEncoder {
     if (settings != null) {
       settings = settings.group(local ? "sliding_attention" : "full_attention");
     }
-    double[] frequencies = RotaryTable.frequencies(settings, theta, sizes.width());
     long places = config.size("max_position_embeddings");
+    RotaryTable.Turns turns = RotaryTable.turns(settings, theta, sizes.width(), 0, places);
     String name = local ? "_local" : "";
     return List.of(
-        g.constant(RotaryTable.table("cos_cache" + name, false, places, frequencies)),
-        g.constant(RotaryTable.table("sin_cache" + name, true, places, frequencies)));
+        g.constant(RotaryTable.table("cos_cache" + name, false, turns)),
+        g.constant(RotaryTable.table("sin_cache" + name, true, turns)));
   }
 
   @Override

@@ -1,5 +1,6 @@
 package org.espalier.transformers;
 
+import java.util.ArrayList;
 import java.util.List;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -9,13 +10,25 @@ import org.espalier.format.onnx.OnnxInitializer;
  * al., RoFormer), with the changes for longer texts that configurations ask for.
  */
 final class RotaryTable {
-  /** What {@code rope_type} may be. */
-  private static final List<String> TYPES = List.of("default", "linear", "llama3");
+  /** Angles that follow from how long a text is. */
+  private static final String DYNAMIC = "dynamic";
+
+  /** What {@code rope_type} may be where angles are the same for texts of any length. */
+  private static final List<String> TYPES = List.of("default", "linear", "llama3", "yarn");
 
   /** Tables of cosines and of sines take as much each. */
   private static final long MOST_BYTES = 1L << 30;
 
   private RotaryTable() {}
+
+  /**
+   * How pairs are turned.
+   *
+   * @param angles of each pair at position 1
+   * @param factor by which turned numbers are multiplied
+   * @param positions for which this is made
+   */
+  record Turns(double[] angles, double factor, long positions) {}
 
   /** What a configuration says of angles; null where that is nothing. */
   static Configuration settings(Configuration config) {
@@ -30,15 +43,25 @@ final class RotaryTable {
         : settings.choice("rope_type", settings.text("type", "default"), known);
   }
 
+  /** Whether angles follow from how long a text is. */
+  static boolean isDynamic(Configuration settings) {
+    List<String> all = new ArrayList<>(TYPES);
+    all.add(DYNAMIC);
+    return type(settings, all).equals(DYNAMIC);
+  }
+
   /**
-   * The angle of each pair at position 1.
+   * How pairs are turned, where that is the same for texts of any length.
    *
    * @param settings what is said of angles, or null
    * @param theta the base where {@code settings} has none
    * @param rotated how many numbers of a head are turned, even
+   * @param original how long texts of pre-training were, whatever {@code settings} say; 0 where that is not said beside them
+   * @param positions how long a text may be
    * @throws InputException if the settings ask for a change that is not known here
    */
-  static double[] frequencies(Configuration settings, double theta, long rotated) {
+  static Turns turns(
+      Configuration settings, double theta, long rotated, long original, long positions) {
     double[] angles = powers(settings, theta, rotated);
     switch (type(settings, TYPES)) {
       case "linear" -> {
@@ -48,19 +71,76 @@ final class RotaryTable {
         }
       }
       case "llama3" -> stretch(angles, settings);
+      case "yarn" -> {
+        return yarn(angles, settings, base(settings, theta), original, positions);
+      }
       default -> {}
     }
-    return angles;
+    return new Turns(angles, 1, positions);
   }
 
   /** The angles without a change. */
   static double[] powers(Configuration settings, double theta, long rotated) {
-    double base = settings == null ? theta : settings.positive("rope_theta", theta);
+    double base = base(settings, theta);
     double[] angles = new double[(int) (rotated / 2)];
     for (int i = 0; i < angles.length; i++) {
       angles[i] = Math.pow(base, -2.0 * i / rotated);
     }
     return angles;
+  }
+
+  static double base(Configuration settings, double theta) {
+    return settings == null ? theta : settings.positive("rope_theta", theta);
+  }
+
+  /**
+   * YaRN (Peng et al.): pairs that turn less than {@code beta_slow} times in a text of pre-training are stretched, those that
+   * turn more than {@code beta_fast} times stay, between them it is mixed by the number of the pair; and scores are made
+   * larger by a factor of queries and keys.
+   */
+  private static Turns yarn(
+      double[] angles, Configuration scaling, double base, long original, long positions) {
+    if (!(base > 1)) {
+      throw scaling.wrong("rope_theta", "a number above 1");
+    }
+    double context =
+        original > 0 ? original : scaling.positive("original_max_position_embeddings", positions);
+    double factor = scaling.positive("factor", positions / context);
+    double first = pairThatTurns(orElse(scaling, "beta_fast", 32), angles.length, base, context);
+    double last = pairThatTurns(orElse(scaling, "beta_slow", 1), angles.length, base, context);
+    if (scaling.flag("truncate", true)) {
+      first = Math.floor(first);
+      last = Math.ceil(last);
+    }
+    first = Math.max(first, 0);
+    last = Math.min(last, 2.0 * angles.length - 1);
+    double range = first == last ? 0.001 : last - first;
+    for (int i = 0; i < angles.length; i++) {
+      double stretched = Math.min(1, Math.max(0, (i - first) / range));
+      angles[i] *= 1 - stretched + stretched / factor;
+    }
+    double all = scaling.orZero("mscale_all_dim");
+    double own = scaling.orZero("mscale");
+    double usual =
+        own > 0 && all > 0 ? yarnScale(factor, own) / yarnScale(factor, all) : yarnScale(factor, 1);
+    return new Turns(
+        angles,
+        scaling.positive("attention_factor", usual),
+        Math.max(positions, (long) Math.min(Integer.MAX_VALUE, Math.ceil(factor * context))));
+  }
+
+  private static double orElse(Configuration scaling, String key, double otherwise) {
+    double value = scaling.orZero(key);
+    return value == 0 ? otherwise : value;
+  }
+
+  /** Where among pairs, between two of them as a rule, is one that turns so often in a text of pre-training. */
+  private static double pairThatTurns(double times, int pairs, double base, double context) {
+    return pairs * Math.log(context / (times * 2 * Math.PI)) / Math.log(base);
+  }
+
+  private static double yarnScale(double factor, double part) {
+    return factor <= 1 ? 1 : 0.1 * part * Math.log(factor) + 1;
   }
 
   /** Llama 3.1: waves longer than the context of pre-training are stretched, short ones stay, between them it is mixed. */
@@ -79,7 +159,7 @@ final class RotaryTable {
     }
   }
 
-  private static double required(Configuration scaling, String key) {
+  static double required(Configuration scaling, String key) {
     if (!scaling.has(key)) {
       throw scaling.wrong(key, "a number above 0");
     }
@@ -91,10 +171,11 @@ final class RotaryTable {
    *
    * @throws InputException if they take more than a gigabyte
    */
-  static OnnxInitializer table(String name, boolean sines, long positions, double[] frequencies) {
-    float[] table = new float[size(positions, frequencies.length)];
-    fill(table, 0, sines, positions, frequencies, 1);
-    return OnnxInitializer.floats(name, new long[] {positions, frequencies.length}, table);
+  static OnnxInitializer table(String name, boolean sines, Turns turns) {
+    int pairs = turns.angles().length;
+    float[] table = new float[size(turns.positions(), pairs)];
+    fill(table, 0, sines, turns.positions(), turns.angles(), turns.factor());
+    return OnnxInitializer.floats(name, new long[] {turns.positions(), pairs}, table);
   }
 
   /**

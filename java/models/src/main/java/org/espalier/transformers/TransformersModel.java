@@ -62,10 +62,13 @@ public final class TransformersModel {
               decoder("granite", LlamaDecoder.Granite::new),
               decoder("llama", LlamaDecoder::new),
               decoder("mistral", LlamaDecoder.Mistral::new),
+              decoder("mixtral", MixtureDecoder.Mixtral::new),
               decoder("olmo2", LlamaDecoder.Olmo2::new),
               decoder("phi3", Phi3Decoder::new),
               decoder("qwen2", LlamaDecoder.Qwen2::new),
+              decoder("qwen2_moe", MixtureDecoder.Qwen2::new),
               decoder("qwen3", LlamaDecoder.Qwen3::new),
+              decoder("qwen3_moe", MixtureDecoder.Qwen3::new),
               decoder("smollm3", LlamaDecoder.SmolLm3::new)));
 
   /** How a part of an encoder and a decoder is made. */

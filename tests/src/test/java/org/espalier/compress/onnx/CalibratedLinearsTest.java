@@ -50,7 +50,8 @@ class CalibratedLinearsTest {
   private OnnxModel model(String type) throws IOException {
     switch (type) {
       case "llama" -> SmallCheckpoint.writeLanguageModel(folder, SmallLanguage.VOCABULARY);
-      case "gpt2", "phi3", "gemma3_text" -> SmallCheckpoint.writeLanguageModel(folder, type);
+      case "gpt2", "phi3", "gemma3_text", "mixtral", "qwen2_moe" ->
+          SmallCheckpoint.writeLanguageModel(folder, type);
       case "vit" -> SmallCheckpoint.writeImageModel(folder, type);
       default -> SmallCheckpoint.writeTextEncoder(folder, type);
     }
@@ -93,7 +94,18 @@ class CalibratedLinearsTest {
 
   /** What products read is the same in segments of one product each, whatever passes from one to the others. */
   @ParameterizedTest
-  @ValueSource(strings = {"llama", "gpt2", "phi3", "gemma3_text", "deberta-v2", "mpnet", "vit"})
+  @ValueSource(
+      strings = {
+        "llama",
+        "gpt2",
+        "phi3",
+        "gemma3_text",
+        "mixtral",
+        "qwen2_moe",
+        "deberta-v2",
+        "mpnet",
+        "vit"
+      })
   void segmentsComputeWhatTheModelDoes(String type) throws IOException {
     OnnxModel model = model(type);
     ActivationSource source = examples(type, model);
@@ -183,7 +195,7 @@ class CalibratedLinearsTest {
 
   /** The same of what stays in a graph. */
   @ParameterizedTest
-  @ValueSource(strings = {"llama", "gpt2", "vit"})
+  @ValueSource(strings = {"llama", "gpt2", "mixtral", "vit"})
   void blocksAreFittedAsInTheWholeModel(String type) throws IOException {
     OnnxModel whole = model(type);
     ActivationSource source = examples(type, whole);

@@ -12,6 +12,7 @@ import org.espalier.compress.LinearForm;
 import org.espalier.compress.Progress;
 import org.espalier.compress.Progress.Phase;
 import org.espalier.compress.onnx.ProductSite.Product;
+import org.espalier.compress.onnx.fitting.ActivationStatistics;
 import org.espalier.compress.onnx.fitting.CompensatedRounding;
 import org.espalier.compress.onnx.fitting.LinearScales;
 import org.espalier.format.onnx.HalfPrecision;
@@ -56,7 +57,11 @@ public final class CalibratedLinears implements LinearFitting {
             part -> sites(part, weights.keySet()),
             (part, sites, statistics) -> {
               for (ProductSite site : sites) {
-                double[][] moments = statistics.remove(site).moments(false);
+                ActivationStatistics x = statistics.remove(site);
+                if (x == null) {
+                  continue;
+                }
+                double[][] moments = x.moments(false);
                 CompensatedRounding rounding = new CompensatedRounding(moments);
                 double[] importance = new double[site.channels];
                 Arrays.setAll(importance, k -> moments[k][moments[k].length - 1]);

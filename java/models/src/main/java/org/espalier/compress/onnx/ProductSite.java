@@ -150,17 +150,19 @@ final class ProductSite {
   }
 
   /**
-   * The weights in branches and bodies that were not fitted, with the reason.
+   * The weights that were not fitted, because no example reaches what they multiply, with the reason.
    *
    * @param fitted whether a product was
    */
   static Map<String, String> unseen(List<ProductSite> sites, Predicate<Product> fitted) {
     Map<String, String> unseen = new LinkedHashMap<>();
-    for (ProductSite s : sites.stream().filter(s -> s.inner).toList()) {
+    for (ProductSite s : sites) {
       String reason =
-          s.isSeen()
-              ? "in a branch that no example takes"
-              : "in the body of a loop, or in a branch within another";
+          !s.inner
+              ? "of an expert that no example chooses"
+              : s.isSeen()
+                  ? "in a branch that no example takes"
+                  : "in the body of a loop, or in a branch within another";
       s.products.stream()
           .filter(fitted.negate())
           .flatMap(p -> p.names.stream())
@@ -225,6 +227,7 @@ final class ProductSite {
     Map<String, List<NodeProto>> consumers = model.consumers();
     Map<String, ProductSite> sites = new LinkedHashMap<>();
     InnerProducts inside = new InnerProducts(model);
+    Set<String> routers = Routers.of(model);
     for (OnnxWeight weight : OnnxWeights.of(model)) {
       if (weight.isEmbedding() || !include.test(weight)) {
         continue;
@@ -234,7 +237,8 @@ final class ProductSite {
         if (use.kind() == Kind.EMBEDDING) {
           continue;
         }
-        String reason = obstacle(model, weight, use, producers);
+        String reason =
+            routers.contains(use.node()) ? Routers.REASON : obstacle(model, weight, use, producers);
         if (reason != null) {
           skipped.put(weight.name(), reason);
           continue;

@@ -56,7 +56,7 @@ final class RangeCalibration {
                 model.name()
                     + ": calibration has no values of "
                     + activation
-                    + "; give it at least one example");
+                    + "; give it an example that reaches it, or leave what it goes into float");
           }
           float[] bounds = IntegerOperators.bounds(model, producers.get(activation));
           ActivationRange range = clipping.range(histogram);

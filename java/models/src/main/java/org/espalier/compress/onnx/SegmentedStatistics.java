@@ -25,7 +25,7 @@ final class SegmentedStatistics {
   interface Receiver {
     /**
      * @param part the model that the sites were seen in
-     * @param statistics of each site, but for those in branches that no example takes
+     * @param statistics of each site, but for those that no example reaches
      */
     void accept(
         OnnxModel part, List<ProductSite> sites, Map<ProductSite, ActivationStatistics> statistics);
@@ -52,7 +52,7 @@ final class SegmentedStatistics {
    * @param sites of a segment, a model of its own that may be rewritten before it runs
    * @param receiver of all sites, several times where the statistics of a segment would take more than a quarter of this
    *     JVM's heap
-   * @throws org.espalier.InputException when an activation is not finite or never seen, naming it
+   * @throws org.espalier.InputException when an activation is not finite or there are no examples, naming it
    */
   void see(
       ActivationSource source,

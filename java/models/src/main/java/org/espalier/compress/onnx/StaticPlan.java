@@ -20,6 +20,7 @@ import org.espalier.format.onnx.OnnxWeights;
 final class StaticPlan {
   private final OnnxModel model;
   private final StaticQuantizer.Options options;
+  private final Set<String> routers;
 
   /** Products by their outputs. */
   private final Map<String, QuantizedUse> products = new LinkedHashMap<>();
@@ -45,6 +46,7 @@ final class StaticPlan {
   StaticPlan(OnnxModel model, StaticQuantizer.Options options, Map<String, String> skipped) {
     this.model = model;
     this.options = options;
+    routers = Routers.of(model);
     Map<String, NodeProto> producers = model.producers();
     for (OnnxWeight weight : OnnxWeights.of(model)) {
       if (ConvEqualization.isChannelwise(weight.value())) {
@@ -99,8 +101,10 @@ final class StaticPlan {
 
   /** Why a use of a weight stays as it is; null if it can be quantized. */
   private String obstacle(OnnxWeight weight, Use use, Map<String, NodeProto> producers) {
-    return QuantizedUse.obstacle(
-        model, weight, use, producers.get(use.node()), options.embeddings());
+    return routers.contains(use.node())
+        ? Routers.REASON
+        : QuantizedUse.obstacle(
+            model, weight, use, producers.get(use.node()), options.embeddings());
   }
 
   /** Finds the operators and activations anew, after {@link #products} changed. */

@@ -23,7 +23,8 @@ record ToldActivations(ActivationSource source, Progress progress) implements Ac
    *
    * @param channels of each activation, by its name
    * @param rows makes rows of channels of the values of an activation with that name
-   * @throws InputException when an activation is not finite or never seen, naming it
+   * @return the statistics of each, {@linkplain ActivationStatistics#assume assumed} of one that no example reaches
+   * @throws InputException when an activation is not finite or there are no examples, naming it
    */
   Map<String, ActivationStatistics> statistics(
       OnnxModel model,
@@ -31,11 +32,15 @@ record ToldActivations(ActivationSource source, Progress progress) implements Ac
       BiFunction<String, FloatBuffer, FloatBuffer> rows) {
     Map<String, ActivationStatistics> statistics = new LinkedHashMap<>();
     channels.forEach((name, n) -> statistics.put(name, new ActivationStatistics(name, n)));
+    boolean[] ran = {false};
     run(
         model,
         statistics.keySet(),
-        (name, shape, values) -> statistics.get(name).add(rows.apply(name, values)));
-    statistics.values().forEach(ActivationStatistics::checkSeen);
+        (name, shape, values) -> {
+          ran[0] = true;
+          statistics.get(name).add(rows.apply(name, values));
+        });
+    ActivationStatistics.assume(statistics.values(), ran[0]);
     return statistics;
   }
 
@@ -44,8 +49,8 @@ record ToldActivations(ActivationSource source, Progress progress) implements Ac
    *
    * @param sites that are {@linkplain ProductSite#isSeen seen}
    * @param bits that their weights are rounded to
-   * @return the statistics of each, but for those in branches that no example takes
-   * @throws InputException when an activation is not finite or never seen, naming it
+   * @return the statistics of each, but for those that no example reaches: in branches, or of experts that none chooses
+   * @throws InputException when an activation is not finite or there are no examples, naming it
    */
   Map<ProductSite, ActivationStatistics> statistics(
       OnnxModel model, List<ProductSite> sites, int bits) {
@@ -77,12 +82,9 @@ record ToldActivations(ActivationSource source, Progress progress) implements Ac
           ran[0] = true;
           shown.get(name).forEach(x -> x.add(values.duplicate()));
         });
-    all.forEach(
-        (s, x) -> {
-          if (!s.inner || !ran[0]) {
-            x.checkSeen();
-          }
-        });
+    if (!ran[0]) {
+      all.values().forEach(ActivationStatistics::checkSeen);
+    }
     all.values().removeIf(x -> x.examples() == 0);
     return all;
   }

@@ -22,7 +22,7 @@ public sealed interface WeightQuantizer extends TrainableQuantizer
 
   /**
    * The weights that {@link #calibrate} left to be rounded to the nearest, with the reason: it does not see what they multiply in
-   * bodies of loops, nor in branches that no example takes.
+   * bodies of loops, nor in branches that no example takes, nor as experts that none chooses.
    *
    * @throws IllegalStateException after {@link #apply}
    */

@@ -1,6 +1,8 @@
 package org.espalier.compress.onnx.fitting;
 
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.nio.FloatBuffer;
@@ -8,6 +10,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import java.util.Random;
+import org.espalier.InputException;
 import org.junit.jupiter.api.Test;
 
 class ActivationStatisticsTest {
@@ -105,5 +108,30 @@ class ActivationStatisticsTest {
     assertTrue(
         ActivationStatistics.bytesOfRounding(8192, 4)
             > 3 * ActivationStatistics.bytesOfRounding(8192, 8));
+  }
+
+  /** Of what no example reaches, channels are equal and independent; without examples nothing is assumed. */
+  @Test
+  void whatNoExampleReachesIsAssumed() {
+    ActivationStatistics seen = of("seen", 10, 40);
+    double[][] before = seen.moments(false);
+    ActivationStatistics never = new ActivationStatistics("never", 3);
+    never.add(FloatBuffer.allocate(0));
+    InputException e =
+        assertThrows(
+            InputException.class, () -> ActivationStatistics.assume(List.of(never), false));
+    assertTrue(e.getMessage().contains("calibration of never"), e.getMessage());
+    ActivationStatistics.assume(List.of(seen, never), true);
+    double[][] after = seen.moments(false);
+    for (int i = 0; i < before.length; i++) {
+      assertArrayEquals(before[i], after[i]);
+    }
+    double[][] moments = never.moments(false);
+    for (int i = 0; i < 3; i++) {
+      assertEquals(0, never.mean(i));
+      for (int j = 0; j <= i; j++) {
+        assertEquals(i == j ? 1 / 3.0 : 0, moments[i][j], 1e-12);
+      }
+    }
   }
 }

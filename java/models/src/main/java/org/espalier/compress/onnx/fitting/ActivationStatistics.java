@@ -156,6 +156,37 @@ public final class ActivationStatistics {
     }
   }
 
+  /**
+   * Assumes of activations that no example reaches, as those of an expert that none chooses, equal and independent channels
+   * around 0: by these a weight counts as much as it is large.
+   *
+   * @param ran whether there was an example
+   * @throws InputException where there was no example, naming an activation
+   */
+  public static void assume(Collection<ActivationStatistics> all, boolean ran) {
+    for (ActivationStatistics x : all) {
+      if (!ran) {
+        x.checkSeen();
+      } else if (x.examples() == 0) {
+        x.assume();
+      }
+    }
+  }
+
+  private void assume() {
+    for (int i = 0; i < channels; i++) {
+      gram[i][i - first(i)] = 1;
+      squares[i] = 1;
+    }
+    rows = channels;
+    float[] ones = new float[channels];
+    Arrays.fill(ones, 1);
+    maxima.add(ones);
+    float[] least = new float[channels];
+    Arrays.fill(least, -1);
+    minima.add(least);
+  }
+
   /** As few blocks of one size as make up a group; of several groups the size divides each. */
   private static int together(int channels, int group, int most) {
     int blocks = Math.max(1, (group + most - 1) / most);
