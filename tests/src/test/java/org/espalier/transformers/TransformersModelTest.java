@@ -138,8 +138,11 @@ class TransformersModelTest {
     refused("hidden_act is 'quick'", "known are gelu,");
     config(
         "\"hidden_size\": 32",
-        "\"hidden_size\": 32, \"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4.0}");
-    refused("rope_scaling: rope_type is 'yarn'", "known are default, linear, llama3");
+        "\"hidden_size\": 32, \"rope_scaling\": {\"rope_type\": \"proportional\", \"factor\":"
+            + " 4.0}");
+    refused(
+        "rope_scaling: rope_type is 'proportional'",
+        "known are default, linear, llama3, yarn, dynamic");
     config("\"hidden_size\": 32", "\"hidden_size\": 32, \"rope_scaling\": {\"type\": \"linear\"}");
     refused("rope_scaling has no factor; a number above 0 is right");
     config("\"hidden_size\": 32", "\"hidden_size\": 32, \"partial_rotary_factor\": 0.5");
