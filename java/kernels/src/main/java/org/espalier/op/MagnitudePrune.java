@@ -1,5 +1,6 @@
 package org.espalier.op;
 
+import java.lang.ref.Reference;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
@@ -431,6 +432,7 @@ public final class MagnitudePrune {
         ties[t] = cut.ties();
         elements[t] = list.get(t).weights().elements();
       }
+      Reference.reachabilityFence(list);
       return new Selection(result.total(), result.threshold(), keys, ties, elements);
     }
   }
@@ -521,6 +523,7 @@ public final class MagnitudePrune {
           cuts.getPointer(i).key(keys[tensors[i]]).ties(ties[tensors[i]] - starts[i]);
         }
         Status.check(espalier.esp_magnitude_prune_apply(nativeTensors, cuts, count, pruned));
+        Reference.reachabilityFence(list);
       }
     }
   }
