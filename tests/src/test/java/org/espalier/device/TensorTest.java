@@ -9,7 +9,10 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
+import java.util.List;
+import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.Pointer;
 import org.junit.jupiter.api.Test;
 
 class TensorTest {
@@ -49,6 +52,26 @@ class TensorTest {
     assertThrows(
         ArithmeticException.class,
         () -> Tensor.ofAddress(64, Long.MAX_VALUE, DType.F32, 1L << 40, 1L << 40));
+  }
+
+  /** A tensor's own pointer counts bytes, as it says. */
+  @Test
+  void aPointerOfATensorIsAsLargeAsTheTensor() {
+    try (OwnedTensor tensor = OwnedTensor.allocate(DType.F32, 16)) {
+      assertEquals(16, Tensor.of(tensor.pointer(), DType.F32, 4, 4).elements());
+      assertEquals(32, Tensor.of(tensor.pointer(), DType.BF16, 32).elements());
+      for (Pointer own : List.of(tensor.pointer(), new BytePointer(tensor.pointer()))) {
+        assertEquals(
+            "the memory holds 64 bytes, F32[17] needs 68",
+            assertThrows(IllegalArgumentException.class, () -> Tensor.of(own, DType.F32, 17))
+                .getMessage());
+      }
+      Pointer part = tensor.slice(4, 8).pointer();
+      assertThrows(IllegalArgumentException.class, () -> Tensor.of(part, DType.F32, 9));
+      Pointer within = part.position(8);
+      assertEquals(tensor.address() + 24, Tensor.of(within, DType.F32, 6).address());
+      assertThrows(IllegalArgumentException.class, () -> Tensor.of(within, DType.F32, 7));
+    }
   }
 
   @Test

@@ -410,7 +410,7 @@ class LifetimesTest {
             FusedSgd.Parameter.of(g.tensors[0], g.tensors[1], null),
             FusedSgd.Parameter.of(g.tensors[0], g.tensors[2], null));
     assertEquals(
-        "parameter 1, F32[8, 8], is memory that another one before it is too",
+        "parameter 1, F32[8, 8], is memory that parameter 0 is too",
         refused(
             IllegalArgumentException.class, () -> new FusedSgd(twice, FusedSgd.Options.of(0.1))));
     MagnitudePrune.Weights w = MagnitudePrune.Weights.of("table", g.tensors[0]);
@@ -421,5 +421,66 @@ class LifetimesTest {
         "head is written to the memory of table; each memory can come once",
         refused(IllegalArgumentException.class, () -> MagnitudePrune.prune(both, half)));
     MagnitudePrune.prune(List.of(w, w), half); // which writes nothing
+  }
+
+  /** Slices of one tensor that begin elsewhere, in any order and beside others. */
+  @Test
+  void memoryThatOverlapsIsRefused() {
+    Tensor whole = given().tensors[0];
+    Tensor other = given().tensors[0];
+    Tensor[] parts = {whole.slice(32, 32), other, whole.slice(0, 33), whole.slice(0, 0)};
+    MagnitudePrune.Amount half = new MagnitudePrune.Amount(0.5, MagnitudePrune.Scope.GLOBAL);
+    List<MagnitudePrune.Weights> list = new ArrayList<>();
+    for (int i = 0; i < parts.length; i++) {
+      list.add(MagnitudePrune.Weights.of("part " + i, parts[i]).inPlace());
+    }
+    MagnitudePrune.Selection selection = MagnitudePrune.select(list, half);
+    for (Executable call :
+        List.<Executable>of(() -> MagnitudePrune.prune(list, half), () -> selection.apply(list))) {
+      assertEquals(
+          "part 2 is written to the memory of part 0; each memory can come once",
+          refused(IllegalArgumentException.class, call));
+    }
+    List<FusedSgd.Parameter> parameters = new ArrayList<>();
+    for (Tensor part : parts) {
+      Tensor gradient = given().tensors[1].slice(0, part.elements());
+      parameters.add(FusedSgd.Parameter.of(part, gradient, null));
+    }
+    FusedSgd.Options options = FusedSgd.Options.of(0.1);
+    assertEquals(
+        "parameter 2, F32[33], is memory that parameter 0 is too",
+        refused(IllegalArgumentException.class, () -> new FusedSgd(parameters, options)));
+    List<MagnitudePrune.Weights> apart =
+        List.of(
+            MagnitudePrune.Weights.of("high", whole.slice(32, 32)).inPlace(),
+            MagnitudePrune.Weights.of("low", whole.slice(0, 32)).inPlace());
+    assertEquals(32, MagnitudePrune.prune(apart, half).pruned());
+  }
+
+  /** As a batch does: native code would take the mask for none. */
+  @Test
+  void aSelectionRefusesMasksThatWereClosed() {
+    MagnitudePrune.Amount half = new MagnitudePrune.Amount(0.5, MagnitudePrune.Scope.GLOBAL);
+    Given g = given();
+    MagnitudePrune.Weights in = MagnitudePrune.Weights.of("in", g.tensors[0]).maskIn(g.bits[0]);
+    MagnitudePrune.Weights out = MagnitudePrune.Weights.of("out", g.tensors[1]).maskOut(g.bits[1]);
+    MagnitudePrune.Selection selection = MagnitudePrune.select(List.of(in), half);
+    selection.apply(List.of(in));
+    g.bits[0].close();
+    g.bits[1].close();
+    for (Executable call :
+        List.<Executable>of(
+            () -> MagnitudePrune.select(List.of(in), half),
+            () -> selection.apply(List.of(in)),
+            () -> selection.apply(0, 0, in))) {
+      assertEquals(
+          "the memory of in: maskIn is closed", refused(IllegalStateException.class, call));
+    }
+    for (Executable call :
+        List.<Executable>of(
+            () -> selection.apply(List.of(out)), () -> selection.apply(0, 0, out))) {
+      assertEquals(
+          "the memory of out: maskOut is closed", refused(IllegalStateException.class, call));
+    }
   }
 }

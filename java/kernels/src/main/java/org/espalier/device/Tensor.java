@@ -122,7 +122,8 @@ public class Tensor {
   }
 
   /**
-   * The memory as a pointer whose limit is its size in bytes.
+   * The memory as a pointer whose limit is its size in bytes. A pointer of JavaCPP that is made of it, such as {@code new
+   * FloatPointer(tensor.pointer())}, takes that limit for a count of its own elements; give it a capacity.
    *
    * @throws UnsupportedOperationException where it is a CUDA device's: whoever asks reads it from here
    * @throws IllegalStateException where what the memory belongs to is closed
@@ -278,6 +279,12 @@ public class Tensor {
       this.address = address;
       this.limit = bytes;
       this.capacity = bytes;
+    }
+
+    /** JavaCPP takes a class that it does not know for one of pointers, of 8 bytes each. */
+    @Override
+    public int sizeof() {
+      return 1;
     }
   }
 }

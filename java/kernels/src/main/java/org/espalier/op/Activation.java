@@ -1,5 +1,6 @@
 package org.espalier.op;
 
+import java.lang.ref.Reference;
 import org.bytedeco.javacpp.FloatPointer;
 import org.espalier.binding.Status;
 import org.espalier.binding.global.espalier;
@@ -68,6 +69,7 @@ public record Activation(Kind kind, float alpha) {
     check("values", values, n);
     values.requireWritable("values");
     Status.check(espalier.esp_activation_forward(kind.code, alpha, floats(values), n));
+    Reference.reachabilityFence(values);
   }
 
   /**
@@ -82,6 +84,8 @@ public record Activation(Kind kind, float alpha) {
     check("slope", slope, n);
     slope.requireWritable("slope");
     Status.check(espalier.esp_activation_backward(kind.code, alpha, floats(y), floats(slope), n));
+    Reference.reachabilityFence(y);
+    Reference.reachabilityFence(slope);
   }
 
   private static void check(String name, Tensor tensor, long n) {

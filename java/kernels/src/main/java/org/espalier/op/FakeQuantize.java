@@ -1,5 +1,6 @@
 package org.espalier.op;
 
+import java.lang.ref.Reference;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -588,6 +589,8 @@ public final class FakeQuantize {
     Status.check(
         espalier.esp_fake_quantize_backward(
             gradY.pointer(), gate, gradX.pointer(), gradY.elements(), gradY.dtype().code()));
+    Reference.reachabilityFence(gradY);
+    Reference.reachabilityFence(gradX);
   }
 
   /**
@@ -608,6 +611,8 @@ public final class FakeQuantize {
             gradY.elements(),
             gradY.dtype().code(),
             stream.handle()));
+    Reference.reachabilityFence(gradY);
+    Reference.reachabilityFence(gradX);
   }
 
   /**
@@ -691,6 +696,10 @@ public final class FakeQuantize {
         Status.check(espalier.esp_dequantize(tensor));
       }
     }
+    Reference.reachabilityFence(quantized);
+    Reference.reachabilityFence(y);
+    Reference.reachabilityFence(scale);
+    Reference.reachabilityFence(zeroPoint);
   }
 
   esp_quantizer quantizer() {

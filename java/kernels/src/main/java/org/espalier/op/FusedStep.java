@@ -1,9 +1,7 @@
 package org.espalier.op;
 
 import java.util.ArrayList;
-import java.util.HashSet;
 import java.util.List;
-import java.util.Set;
 import org.bytedeco.javacpp.Pointer;
 import org.espalier.InputException;
 import org.espalier.binding.esp_step_noise;
@@ -49,14 +47,16 @@ public abstract sealed class FusedStep implements AutoCloseable permits FusedAda
     this.parameters = new ArrayList<>(parameters);
     this.gradients = gradients.toArray(Tensor[]::new);
     this.device = weights.isEmpty() ? Device.cpu() : weights.get(0).device();
-    Set<Long> places = new HashSet<>();
-    for (int i = 0; i < weights.size(); i++) {
-      Tensor weight = weights.get(i);
-      long place = weight.pointerOn(device).address();
-      if (weight.elements() > 0 && !places.add(place)) {
-        throw new IllegalArgumentException(
-            "parameter " + i + ", " + weight + ", is memory that another one before it is too");
-      }
+    int[] two = Overlap.among(weights, device);
+    if (two != null) {
+      throw new IllegalArgumentException(
+          "parameter "
+              + two[1]
+              + ", "
+              + weights.get(two[1])
+              + ", is memory that parameter "
+              + two[0]
+              + " is too");
     }
     this.noiseBlocks = weights.stream().mapToLong(FusedStep::blocks).sum();
   }

@@ -1,10 +1,9 @@
 package org.espalier.op;
 
+import java.lang.ref.Reference;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.HashMap;
 import java.util.List;
-import java.util.Map;
 import java.util.Objects;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.LongPointer;
@@ -250,8 +249,8 @@ public final class MagnitudePrune {
    * A list of tensors that is planned once and can be pruned often. Close it.
    *
    * @throws InputException where the pattern does not divide an axis
-   * @throws IllegalArgumentException where the tensors are not all on one device, or two of them are written to the same
-   *     memory
+   * @throws IllegalArgumentException where the tensors are not all on one device, or two of them are written to memory
+   *     that overlaps
    */
   public static Batch batch(List<Weights> list, Rule rule) {
     return new Batch(list, rule);
@@ -280,7 +279,7 @@ public final class MagnitudePrune {
       if (rule instanceof Pattern pattern) {
         checkPattern(list, pattern);
       }
-      checkOutputs(list);
+      checkOutputs(list, device);
       int count = list.size();
       this.tensors = Natives.keep(PruneNatives.tensors(list, device));
       this.pruned = Natives.keep(new LongPointer(Math.max(1, count)));
@@ -410,12 +409,14 @@ public final class MagnitudePrune {
    * @throws InputException where the count is more than what remains
    * @throws IllegalArgumentException for a {@link Pattern}, which looks at each group alone: prune
    *     piece by piece
+   * @throws IllegalStateException where memory of the list was closed
    */
   public static Selection select(List<Weights> list, Rule rule) {
     int count = list.size();
     if (rule instanceof Pattern) {
       throw new IllegalArgumentException("a pattern needs no selection");
     }
+    list.forEach(Weights::requireOpen);
     try (esp_prune_tensor tensors = PruneNatives.tensors(list, Device.cpu());
         esp_prune_rule nativeRule = PruneNatives.rule(rule);
         esp_prune_result result = new esp_prune_result();
@@ -431,6 +432,7 @@ public final class MagnitudePrune {
         ties[t] = cut.ties();
         elements[t] = list.get(t).weights().elements();
       }
+      Reference.reachabilityFence(list);
       return new Selection(result.total(), result.threshold(), keys, ties, elements);
     }
   }
@@ -461,12 +463,18 @@ public final class MagnitudePrune {
       return threshold;
     }
 
-    /** Writes outputs and masks of the whole list, in the order in which it was selected. */
+    /**
+     * Writes outputs and masks of the whole list, in the order in which it was selected.
+     *
+     * @throws IllegalStateException where memory of the list was closed
+     * @throws IllegalArgumentException where the list is another one, or two are written to memory that overlaps
+     */
     public Result apply(List<Weights> list) {
       if (list.size() != keys.length) {
         throw new IllegalArgumentException(
             list.size() + " tensors; the selection was made of " + keys.length);
       }
+      checkOutputs(list, Device.cpu());
       long[] starts = new long[keys.length];
       int[] tensors = new int[keys.length];
       Arrays.setAll(tensors, t -> t);
@@ -496,6 +504,7 @@ public final class MagnitudePrune {
      * @param start the piece's first element; a multiple of 8 where masks are given
      * @param piece the piece's weights, outputs and masks
      * @return the pruned weights of the piece, those of an earlier mask included
+     * @throws IllegalStateException where memory of the piece was closed
      */
     public long apply(int tensor, long start, Weights piece) {
       Objects.checkIndex(tensor, keys.length);
@@ -514,6 +523,7 @@ public final class MagnitudePrune {
     }
 
     private void apply(List<Weights> list, int[] tensors, long[] starts, LongPointer pruned) {
+      list.forEach(Weights::requireOpen);
       int count = list.size();
       try (esp_prune_tensor nativeTensors = PruneNatives.tensors(list, Device.cpu());
           esp_prune_cut cuts = new esp_prune_cut(Math.max(1, count))) {
@@ -521,21 +531,22 @@ public final class MagnitudePrune {
           cuts.getPointer(i).key(keys[tensors[i]]).ties(ties[tensors[i]] - starts[i]);
         }
         Status.check(espalier.esp_magnitude_prune_apply(nativeTensors, cuts, count, pruned));
+        Reference.reachabilityFence(list);
       }
     }
   }
 
   /** Of memory that came twice, as tied weights do, some weights would count as pruned twice. */
-  private static void checkOutputs(List<Weights> list) {
-    Map<Long, String> places = new HashMap<>();
-    for (Weights w : list) {
-      if (w.out() != null && w.out().elements() > 0) {
-        String other = places.putIfAbsent(w.out().pointerOn(w.out().device()).address(), w.name());
-        if (other != null) {
-          throw new IllegalArgumentException(
-              w.name() + " is written to the memory of " + other + "; each memory can come once");
-        }
-      }
+  private static void checkOutputs(List<Weights> list, Device device) {
+    List<Tensor> outputs = new ArrayList<>();
+    list.forEach(w -> outputs.add(w.out()));
+    int[] two = Overlap.among(outputs, device);
+    if (two != null) {
+      throw new IllegalArgumentException(
+          list.get(two[1]).name()
+              + " is written to the memory of "
+              + list.get(two[0]).name()
+              + "; each memory can come once");
     }
   }
 

@@ -91,6 +91,12 @@ public final class TensorView {
       this.capacity = bytes;
     }
 
+    /** The limit counts bytes. */
+    @Override
+    public int sizeof() {
+      return 1;
+    }
+
     /** Closed with the tensor's Java object. */
     @Override
     public boolean isNull() {
