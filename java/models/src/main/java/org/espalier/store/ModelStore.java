@@ -161,6 +161,10 @@ public final class ModelStore {
     return new ModelStore(folder, List.copyOf(keys));
   }
 
+  boolean isTrusting() {
+    return !trusted.isEmpty();
+  }
+
   /** The store's folder, absolute. */
   public Path folder() {
     return folder;
@@ -222,7 +226,7 @@ public final class ModelStore {
       byte[] record = Records.read(file);
       Path signatureFile = path(id).resolve(SIGNATURE);
       boolean signed = Files.exists(signatureFile, LinkOption.NOFOLLOW_LINKS);
-      if (!trusted.isEmpty()) {
+      if (isTrusting()) {
         if (!signed) {
           throw new InputException(
               "version "
