@@ -462,6 +462,56 @@ class OnlineTest {
     assertEquals(1, version.get("parent").asInt());
   }
 
+  /** A process that is killed while it publishes for the first time is started again as it was. */
+  @Test
+  void resumesWhereNothingIsCurrent() throws IOException {
+    Path input = Files.write(folder.resolve("in.jsonl"), lines(80, 1));
+    ModelStore.create(store);
+    Run.refused(
+        folder,
+        new String[] {"no current version: nothing was published yet"},
+        "online",
+        "--input",
+        input,
+        "--resume",
+        "--store",
+        store);
+    Run begun = Run.resume(input, store, "--recipe", recipe).done();
+    assertTrue(begun.err().contains("all lines are new: "), begun.err());
+    Path other = folder.resolve("other");
+    Run.online(input, recipe, other).done();
+    assertArrayEquals(
+        Files.readAllBytes(other.resolve("versions/1/model/model.safetensors")),
+        Files.readAllBytes(store.resolve("versions/1/model/model.safetensors")));
+
+    Path state = store.resolve("state.json");
+    Files.writeString(
+        state,
+        Files.readString(state)
+            .replace("\"current\" : 1", "\"current\" : 0")
+            .replace("\"next\" : 2", "\"next\" : 1"));
+    Run missing = Run.resume(input, store);
+    assertEquals(2, missing.code());
+    assertTrue(missing.err().contains("'store rollback 1' makes one"), missing.err());
+    assertFalse(missing.err().contains("nothing was published"), missing.err());
+    Run again = Run.resume(input, store, "--recipe", recipe, "--json");
+    assertEquals(80, again.json().get("seen").asInt());
+    assertTrue(again.err().contains("'store rollback 1' makes one"), again.err());
+    assertEquals(2, ModelStore.open(store).current().getAsLong());
+    Files.writeString(state, Files.readString(state).replace("\"current\" : 2", "\"current\" : 0"));
+    for (int damaged : new int[] {1, 2}) {
+      Files.delete(store.resolve("versions/" + damaged + "/model/model.safetensors"));
+    }
+    Run.refused(
+        folder,
+        new String[] {"none that is there is whole"},
+        "serve",
+        "--store",
+        store,
+        "--port",
+        0);
+  }
+
   /** What goes on from a version learns no other model, and says so. */
   @Test
   void aResumedRunTakesNoOtherModel() throws IOException {

@@ -11,8 +11,10 @@ import java.nio.file.Path;
 import java.security.KeyPair;
 import java.security.KeyPairGenerator;
 import java.util.Base64;
+import java.util.stream.Stream;
 import org.espalier.format.onnx.SmallModels;
 import org.espalier.format.safetensors.RawSafetensors;
+import org.espalier.store.ModelStore;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -217,6 +219,40 @@ class StoreTest {
             .get("versions");
     assertTrue(versions.get(0).get("problem").asText().contains("not signed"));
     assertTrue(versions.get(1).get("signed").asBoolean());
+  }
+
+  @Test
+  void whoTrustsKeysPublishesWhatTheySign() throws Exception {
+    KeyPair one = KeyPairGenerator.getInstance("Ed25519").generateKeyPair();
+    KeyPair two = KeyPairGenerator.getInstance("Ed25519").generateKeyPair();
+    Path key = pem("key.pem", "PRIVATE KEY", one.getPrivate().getEncoded());
+    Path other = pem("other.pem", "PRIVATE KEY", two.getPrivate().getEncoded());
+    Path trust = pem("public.pem", "PUBLIC KEY", one.getPublic().getEncoded());
+    Object[] publish = {"store", "publish", model, "--store", store, "--trust", trust};
+    Run.refused(folder, new String[] {"--trust", "--key"}, publish);
+    String[] words = {"--trust refuses", "other.pem", "public.pem"};
+    Run.refused(folder, words, with(publish, "--key", other));
+    Object[] learning = {"--store", store, "--trust", trust, "--key", other};
+    Run.refused(
+        folder,
+        words,
+        with(new Object[] {"online", "--input", "in.jsonl", "--recipe", "r.yaml"}, learning));
+    assertFalse(Files.exists(store));
+    Run.of(with(publish, "--key", key)).done();
+    Run.refused(folder, words, with(new Object[] {"serve", "--port", 0}, learning));
+    assertEquals(1, ModelStore.open(store).ids().size());
+    Run.of(
+            with(
+                publish,
+                "--key",
+                other,
+                "--trust",
+                pem("second.pem", "PUBLIC KEY", two.getPublic().getEncoded())))
+        .done();
+  }
+
+  private static Object[] with(Object[] arguments, Object... more) {
+    return Stream.concat(Stream.of(arguments), Stream.of(more)).toArray();
   }
 
   @Test

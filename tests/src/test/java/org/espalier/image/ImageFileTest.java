@@ -59,18 +59,18 @@ class ImageFileTest {
         "turned3.jpg", "turned4.jpg", "turned5.jpg", "turned6.jpg", "turned7.jpg", "turned8.jpg"
       })
   void readsWhatPillowReads(String name) {
-    assertSame(expected(name), ImageFile.read(GOLDEN.resolve(name), 3));
+    assertSame(expected(name), ImageFile.read(GOLDEN.resolve(name), 3, ImageFile.ANY));
   }
 
   @Test
   void greyIsWhatPillowMakes() {
-    assertSame(expected("grey"), ImageFile.read(GOLDEN.resolve("photo.png"), 1));
+    assertSame(expected("grey"), ImageFile.read(GOLDEN.resolve("photo.png"), 1, ImageFile.ANY));
   }
 
   @ParameterizedTest
   @EnumSource(Resampling.class)
   void resizesAsPillowDoes(Resampling filter) {
-    Pixels image = ImageFile.read(GOLDEN.resolve("photo.png"), 3);
+    Pixels image = ImageFile.read(GOLDEN.resolve("photo.png"), 3, ImageFile.ANY);
     for (int[] size : new int[][] {{20, 15}, {61, 12}, {17, 47}, {90, 70}, {30, 80}}) {
       String name = filter.name().toLowerCase() + " " + size[0] + "x" + size[1];
       assertSame(expected(name), filter.resize(image, size[0], size[1]));
@@ -100,11 +100,12 @@ class ImageFileTest {
     javax.imageio.ImageIO.write(image, "png", file.toFile());
     assertArrayEquals(
         new byte[] {0x12, 0x12, 0x12, (byte) 0xFE, (byte) 0xFE, (byte) 0xFE},
-        ImageFile.read(file, 3).values());
+        ImageFile.read(file, 3, ImageFile.ANY).values());
   }
 
   private static String failure(Path file) {
-    return assertThrows(InputException.class, () -> ImageFile.read(file, 3)).getMessage();
+    return assertThrows(InputException.class, () -> ImageFile.read(file, 3, ImageFile.ANY))
+        .getMessage();
   }
 
   @Test
@@ -140,7 +141,7 @@ class ImageFileTest {
         }
         Path file = Files.write(folder.resolve(name), bytes);
         try {
-          ImageFile.read(file, 3);
+          ImageFile.read(file, 3, ImageFile.ANY);
         } catch (InputException e) {
           assertTrue(e.getMessage().contains(file.toString()), e.getMessage());
         }
@@ -148,16 +149,37 @@ class ImageFileTest {
     }
   }
 
-  @Test
-  void aSmallFileThatSaysItIsLargeIsRefused() throws IOException {
+  /** The first bytes of a PNG, which say its size. */
+  static byte[] header(int width, int height) {
     ByteBuffer header = ByteBuffer.allocate(33);
     header.put(new byte[] {(byte) 0x89, 'P', 'N', 'G', 13, 10, 26, 10});
     header.putInt(13).put("IHDR".getBytes(StandardCharsets.US_ASCII));
-    header.putInt(60_000).putInt(50_000).put(new byte[] {8, 2, 0, 0, 0});
+    header.putInt(width).putInt(height).put(new byte[] {8, 2, 0, 0, 0});
     CRC32 sum = new CRC32();
     sum.update(header.array(), 12, 17);
     header.putInt((int) sum.getValue());
-    Path file = Files.write(folder.resolve("bomb.png"), header.array());
+    return header.array();
+  }
+
+  /** The size is that of the image as it is read, upright. */
+  @ParameterizedTest
+  @ValueSource(strings = {"photo.png", "photo.jpg", "photo.gif", "turned3.jpg", "turned6.jpg"})
+  void theSizeIsKnownBefore(String name) {
+    int[] size = new int[2];
+    Pixels read =
+        ImageFile.read(
+            GOLDEN.resolve(name),
+            3,
+            (height, width) -> {
+              size[0] = height;
+              size[1] = width;
+            });
+    assertArrayEquals(new int[] {read.height(), read.width()}, size);
+  }
+
+  @Test
+  void aSmallFileThatSaysItIsLargeIsRefused() throws IOException {
+    Path file = Files.write(folder.resolve("bomb.png"), header(60_000, 50_000));
     assertEquals(
         "the image " + file + " has 60000 x 50000 pixels; at most 100000000 are read",
         failure(file));
@@ -190,7 +212,7 @@ class ImageFileTest {
       byte[] jpeg = Files.readAllBytes(GOLDEN.resolve(name));
       for (int colours : new int[] {ColorSpace.CS_LINEAR_RGB, ColorSpace.CS_GRAY}) {
         byte[] profiled = withSegment(jpeg, 0xE2, profile(colours));
-        assertSame(expected(name), ImageFile.read(profiled, name, 3));
+        assertSame(expected(name), ImageFile.read(profiled, name, 3, ImageFile.ANY));
       }
     }
   }
@@ -199,9 +221,9 @@ class ImageFileTest {
   void otherSegmentsStay() throws IOException {
     byte[] turned = Files.readAllBytes(GOLDEN.resolve("turned6.jpg"));
     byte[] other = withSegment(turned, 0xE2, "MPF\0and more".getBytes(StandardCharsets.US_ASCII));
-    assertSame(expected("turned6.jpg"), ImageFile.read(other, "a.jpg", 3));
+    assertSame(expected("turned6.jpg"), ImageFile.read(other, "a.jpg", 3, ImageFile.ANY));
     byte[] both = withSegment(other, 0xE2, profile(ColorSpace.CS_LINEAR_RGB));
-    assertSame(expected("turned6.jpg"), ImageFile.read(both, "a.jpg", 3));
+    assertSame(expected("turned6.jpg"), ImageFile.read(both, "a.jpg", 3, ImageFile.ANY));
   }
 
   @Test
@@ -219,7 +241,8 @@ class ImageFileTest {
     byte[] bomb = Arrays.copyOf(many.array(), many.position());
     assertEquals(
         "the image a.jpg has more than 100 scans",
-        assertThrows(InputException.class, () -> ImageFile.read(bomb, "a.jpg", 3)).getMessage());
+        assertThrows(InputException.class, () -> ImageFile.read(bomb, "a.jpg", 3, ImageFile.ANY))
+            .getMessage());
   }
 
   @Test
@@ -230,7 +253,7 @@ class ImageFileTest {
       film[i] = (byte) 0xFF;
       film[i + 1] = (byte) 0xDA;
     }
-    assertSame(expected("photo.jpg"), ImageFile.read(film, "a.jpg", 3));
+    assertSame(expected("photo.jpg"), ImageFile.read(film, "a.jpg", 3, ImageFile.ANY));
   }
 
   /** A TIFF of one pixel, of 8 bits, but for what tags say. */
@@ -271,7 +294,9 @@ class ImageFileTest {
         assertTimeoutPreemptively( // it waited for ever for room that there never was
             Duration.ofSeconds(20),
             () ->
-                assertThrows(InputException.class, () -> ImageFile.read(bytes, "a.tif", 3))
+                assertThrows(
+                        InputException.class,
+                        () -> ImageFile.read(bytes, "a.tif", 3, ImageFile.ANY))
                     .getMessage());
     assertEquals(
         "the image a.tif has 218103869 x -59857 pixels; at most 100000000 are read", message);
@@ -284,7 +309,8 @@ class ImageFileTest {
     };
     assertEquals(
         "the image a.tif has 60000 x 30000 pixels a tile; at most 100000000 are read",
-        assertThrows(InputException.class, () -> ImageFile.read(tiff(tags), "a.tif", 3))
+        assertThrows(
+                InputException.class, () -> ImageFile.read(tiff(tags), "a.tif", 3, ImageFile.ANY))
             .getMessage());
   }
 
@@ -296,7 +322,8 @@ class ImageFileTest {
     };
     assertEquals(
         "the image a.tif is a TIFF of JPEG; a JPEG is right",
-        assertThrows(InputException.class, () -> ImageFile.read(tiff(tags), "a.tif", 3))
+        assertThrows(
+                InputException.class, () -> ImageFile.read(tiff(tags), "a.tif", 3, ImageFile.ANY))
             .getMessage());
   }
 
@@ -306,7 +333,8 @@ class ImageFileTest {
       256, 1, 257, 1, 258, 8, 259, 5, 262, 1, 273, 200, 277, 1, 278, 1, 279, Integer.MAX_VALUE
     };
     String message =
-        assertThrows(InputException.class, () -> ImageFile.read(tiff(tags), "a.tif", 3))
+        assertThrows(
+                InputException.class, () -> ImageFile.read(tiff(tags), "a.tif", 3, ImageFile.ANY))
             .getMessage();
     assertTrue(message.startsWith("the image a.tif cannot be read"), message);
   }
@@ -332,6 +360,6 @@ class ImageFileTest {
             .put(chunk.array())
             .put(png, 33, png.length - 33)
             .array();
-    assertSame(expected("photo.png"), ImageFile.read(bytes, "a.png", 3));
+    assertSame(expected("photo.png"), ImageFile.read(bytes, "a.png", 3, ImageFile.ANY));
   }
 }

@@ -138,6 +138,22 @@ class ImagesTest {
     assertTrue(message.contains("have 3 numbers; the model takes images of 1 channel"), message);
   }
 
+  /** There is nothing behind the header that could be decoded. */
+  @Test
+  void anImageOfAWrongSizeIsRefusedByItsHeader() throws IOException {
+    byte[] header = ImageFileTest.header(9998, 9999);
+    ImageInput input = input(DataType.FLOAT, -1, 3, 2, 3);
+    ImageTensors plain = new ImageTensors(processor("{}"), input);
+    String message =
+        assertThrows(InputException.class, () -> plain.read(header, "a.png")).getMessage();
+    assertTrue(message.contains("a.png has 9999 x 9998 pixels (height x width)"), message);
+    ImageTensors cropped =
+        new ImageTensors(processor("{\"crop_size\": {\"height\": 2, \"width\": 3}}"), input);
+    byte[] small = ImageFileTest.header(9, 9);
+    message = assertThrows(InputException.class, () -> cropped.read(small, "a.png")).getMessage();
+    assertTrue(message.contains("a.png cannot be read"), message);
+  }
+
   @Test
   void severalThreadsReadInOrderAndTell() throws IOException {
     List<Path> files = new ArrayList<>();

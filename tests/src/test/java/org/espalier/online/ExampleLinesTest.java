@@ -44,6 +44,8 @@ class ExampleLinesTest {
     assertArrayEquals(
         new float[] {Float.NEGATIVE_INFINITY, Float.NaN}, classes.csv("-inf,nan,1").features());
     assertThrows(InputException.class, () -> classes.csv("1,2,nan"));
+    assertThrows(InputException.class, () -> classes.csv("1,7d,1"));
+    assertThrows(InputException.class, () -> classes.csv("1,0x1p1,1"));
     assertEquals(1, classes.csv("0.5, 2 ,1").label());
     assertArrayEquals(new float[] {3, 4}, values.csv("1,2,3,4").values());
   }

@@ -266,6 +266,46 @@ class ModelStoreTest {
   }
 
   @Test
+  void theCollectorKeepsVersionsThatCanBeOpened() throws IOException {
+    for (int i = 1; i <= 6; i++) {
+      publish("v" + i, Lineage.NONE, null);
+    }
+    try (StoreWriter writer = writer()) {
+      writer.rollback(1);
+      for (int damaged : new int[] {5, 6}) {
+        Files.writeString(store.folder().resolve("versions/" + damaged + "/version.json"), "{}");
+      }
+      assertEquals(List.of(2L), writer.collect(new Rule(2, null), true).removed());
+      assertEquals(List.of(2L, 3L), writer.collect(new Rule(1, null), false).removed());
+    }
+    assertEquals(List.of(1L, 4L, 5L, 6L), store.ids());
+  }
+
+  @Test
+  void theCollectorKeepsVersionsThatAreTrusted() throws Exception {
+    KeyPair pair = KeyPairGenerator.getInstance("Ed25519").generateKeyPair();
+    SigningKey key = SigningKey.of(pair.getPrivate());
+    publish("old", Lineage.NONE, key);
+    publish("trusted", Lineage.NONE, key);
+    for (int i = 3; i <= 6; i++) {
+      publish("unsigned", Lineage.NONE, null);
+    }
+    ModelStore trusting = store.trusting(List.of(pair.getPublic()));
+    Instant later = Instant.now().plusSeconds(60);
+    try (StoreWriter writer = trusting.writer(Duration.ZERO)) {
+      assertEquals(List.of(), writer.collect(new Rule(2, null), true).removed());
+      for (Rule rule : List.of(new Rule(1, null), new Rule(0, later), new Rule(null, later))) {
+        assertEquals(List.of(1L), writer.collect(rule, true).removed());
+      }
+      assertEquals(List.of(1L), writer.collect(new Rule(1, null), false).removed());
+    }
+    assertEquals(List.of(2L, 3L, 4L, 5L, 6L), store.ids());
+    try (StoreWriter writer = writer()) {
+      assertEquals(List.of(2L, 3L, 4L), writer.collect(new Rule(2, null), false).removed());
+    }
+  }
+
+  @Test
   void aVersionThatWasTouchedIsRefused() throws IOException {
     publish("one", Lineage.NONE, null);
     publish("two", Lineage.NONE, null);

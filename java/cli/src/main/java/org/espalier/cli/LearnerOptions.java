@@ -78,14 +78,9 @@ final class LearnerOptions {
   /**
    * The key, or null.
    *
-   * @param store where it publishes; one that trusts keys gets no version without a signature
+   * @param store where it publishes
    */
   SigningKey signingKey(StoreOptions store) {
-    if (key == null && store.isTrusting()) {
-      throw new InputException(
-          "--trust refuses versions without a signature, and what is learned is published: --key"
-              + " signs it");
-    }
-    return key == null ? null : SigningKey.read(ModelSource.path(key));
+    return store.signingKey(key);
   }
 }

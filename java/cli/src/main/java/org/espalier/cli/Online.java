@@ -184,7 +184,8 @@ final class Online implements Callable<Integer> {
       names = "--resume",
       description =
           "Go on from the store's current version, in the same stream after the lines that it has"
-              + " seen.")
+              + " seen. With --recipe, all lines are learned where no version is current, as after"
+              + " a kill before the first was whole.")
   private boolean resume;
 
   @Option(
@@ -224,7 +225,7 @@ final class Online implements Callable<Integer> {
       throw new InputException("--report and --quarantine are the same file; name two");
     }
     ModelStore store = resume ? options.open() : null;
-    try (ModelStore.Held held = resume ? store.holdCurrent() : null) {
+    try (ModelStore.Held held = resume ? resumed(store) : null) {
       OnlineRecipe said = recipe(held);
       try (EncoderFile file = encoderFile();
           Encoder encoder = encoder(store, held, file)) {
@@ -233,6 +234,15 @@ final class Online implements Callable<Integer> {
         return learn(store, held, encoder, recipe, signing, inputs, reportPath);
       }
     }
+  }
+
+  /** The version to go on from; null where there is none, and a recipe says how to begin. */
+  private ModelStore.Held resumed(ModelStore store) {
+    if (recipeFile == null || store.current().isPresent()) {
+      return store.holdCurrent();
+    }
+    common.note("all lines are new: " + store.withoutCurrent());
+    return null;
   }
 
   private int learn(
@@ -282,7 +292,7 @@ final class Online implements Callable<Integer> {
                 () -> wait.writer(versions.store()),
                 interrupts,
                 live);
-        run.learn(resume);
+        run.learn(held != null);
         tell(run, reportPath, inputs);
         if (quarantine != null && quarantine.lost() > 0) {
           common.note(

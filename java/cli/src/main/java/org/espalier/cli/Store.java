@@ -32,7 +32,7 @@ import picocli.CommandLine.Spec;
     footer = {
       "",
       "A store that is read with --trust refuses versions that the key did not sign, or that were"
-          + " altered since. The keys are Ed25519:",
+          + " altered since, and publishes none. The keys are Ed25519:",
       "  openssl genpkey -algorithm ed25519 -out key.pem",
       "  openssl pkey -in key.pem -pubout -out public.pem",
       "",

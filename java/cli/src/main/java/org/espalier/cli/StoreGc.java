@@ -24,7 +24,9 @@ import picocli.CommandLine.Option;
           + " options, the other does not matter.",
       "",
       "Never removed are the current version, the one that 'rollback' would go back to, pinned"
-          + " ones, ones that a process is reading, and ones whose record is damaged."
+          + " ones, ones that a process is reading, and ones whose record is damaged or, with"
+          + " --trust, was signed by no trusted key. These last are not among the newest N. With"
+          + " --trust the newest version that a trusted key signed stays too."
     },
     footer = {
       "",
@@ -39,7 +41,10 @@ final class StoreGc implements Callable<Integer> {
   @Mixin private StoreOptions options;
   @Mixin private StoreOptions.Wait wait;
 
-  @Option(names = "--keep", paramLabel = "N", description = "Keep the newest N versions.")
+  @Option(
+      names = "--keep",
+      paramLabel = "N",
+      description = "Keep the newest N versions that can be opened.")
   private Integer keep;
 
   @Option(

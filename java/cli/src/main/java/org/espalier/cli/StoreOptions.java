@@ -1,6 +1,7 @@
 package org.espalier.cli;
 
 import java.nio.file.Path;
+import java.security.PublicKey;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
@@ -33,11 +34,6 @@ final class StoreOptions {
     return ModelSource.path(folder);
   }
 
-  /** Whether only signed versions are taken. */
-  boolean isTrusting() {
-    return !trust.isEmpty();
-  }
-
   ModelStore open() {
     return trusting(ModelStore.open(folder()));
   }
@@ -48,8 +44,32 @@ final class StoreOptions {
   }
 
   private ModelStore trusting(ModelStore store) {
-    return store.trusting(
-        trust.stream().map(file -> SigningKey.readPublic(ModelSource.path(file))).toList());
+    return store.trusting(trusted());
+  }
+
+  private List<PublicKey> trusted() {
+    return trust.stream().map(file -> SigningKey.readPublic(ModelSource.path(file))).toList();
+  }
+
+  /**
+   * The key that signs what is published, or null. A store that trusts keys gets nothing that none of them signed.
+   *
+   * @param file of the key; null where none is given
+   */
+  SigningKey signingKey(String file) {
+    if (file == null && !trust.isEmpty()) {
+      throw new InputException(
+          "--trust refuses versions without a signature: --key signs what is published");
+    }
+    SigningKey key = file == null ? null : SigningKey.read(ModelSource.path(file));
+    if (!trust.isEmpty() && !key.isOneOf(trusted())) {
+      throw new InputException(
+          "--trust refuses what --key "
+              + file
+              + " signs: its public key is none of "
+              + String.join(", ", trust));
+    }
+    return key;
   }
 
   /** A version that the user wrote: a number, or {@code current}. */

@@ -86,8 +86,8 @@ final class StorePublish implements Callable<Integer> {
 
   @Override
   public Integer call() {
+    SigningKey signing = options.signingKey(key);
     ModelSource source = ModelSource.findAny(model, common::note);
-    SigningKey signing = key == null ? null : SigningKey.read(ModelSource.path(key));
     metrics.forEach(
         (name, value) -> {
           if (!Double.isFinite(value)) {

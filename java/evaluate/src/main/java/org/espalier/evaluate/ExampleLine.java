@@ -10,7 +10,6 @@ import com.fasterxml.jackson.core.json.JsonReadFeature;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.json.JsonMapper;
 import com.fasterxml.jackson.databind.node.ArrayNode;
-import com.fasterxml.jackson.databind.node.DoubleNode;
 import com.fasterxml.jackson.databind.node.IntNode;
 import com.fasterxml.jackson.databind.node.NullNode;
 import com.fasterxml.jackson.databind.node.TextNode;
@@ -45,7 +44,8 @@ import org.espalier.format.Names;
  * @param image a path, relative to the file's folder, of an image; null where there is none
  * @param features the values of all inputs, one after the other; null where there are none
  * @param inputs values by input; null where there are none
- * @param outcomes what is to be learned, by its key, one of {@link #OUTCOMES}
+ * @param outcomes what is to be learned, by its key, one of {@link #OUTCOMES}; a label of CSV is a string, which may be that
+ *     of a number
  */
 public record ExampleLine(
     String text,
@@ -96,7 +96,7 @@ public record ExampleLine(
 
   /** The same of a file that may have no path, as one in an artefact. */
   public static boolean areIn(String name) {
-    return mayBeTexts(name) || ends(name, ".csv");
+    return mayBeTexts(name) || areCells(name);
   }
 
   /** Whether a file is one of lines that may be texts, by its name, which ends with .jsonl or .conll. */
@@ -109,7 +109,13 @@ public record ExampleLine(
     return ends(name, ".jsonl");
   }
 
-  private static boolean areColumns(String name) {
+  /** Whether a file is one of numbers with commas between, by its name, which ends with .csv. */
+  public static boolean areCells(String name) {
+    return ends(name, ".csv");
+  }
+
+  /** Whether a file is one of CoNLL's columns, by its name, which ends with .conll. */
+  public static boolean areColumns(String name) {
     return ends(name, ".conll");
   }
 
@@ -229,10 +235,7 @@ public record ExampleLine(
     if (cells.length == wanted + 1) {
       String cell = cells[features.length];
       if (!cell.isEmpty()) {
-        boolean word = !isNumber(cell);
-        outcomes.put(
-            "label",
-            word ? TextNode.valueOf(cell) : DoubleNode.valueOf(number(cell, features.length)));
+        outcomes.put("label", TextNode.valueOf(cell));
       }
     } else if (cells.length > wanted) {
       ArrayNode values = JSON.createArrayNode();
@@ -242,15 +245,6 @@ public record ExampleLine(
       outcomes.put("values", values);
     }
     return new ExampleLine(null, null, null, null, features, null, outcomes);
-  }
-
-  private static boolean isNumber(String cell) {
-    try {
-      Double.parseDouble(CsvLine.number(cell));
-      return true;
-    } catch (NumberFormatException e) {
-      return false;
-    }
   }
 
   private static double number(String cell, int column) {

@@ -61,15 +61,31 @@ final class ImageFile {
           "FlipHRotate90", 7,
           "Rotate90", 8);
 
+  /** The first of EXIF's numbers of images that lie on a side. */
+  private static final int FIRST_LYING = 5;
+
+  /** Images of every size are right. */
+  static final Size ANY = (height, width) -> {};
+
   private ImageFile() {}
+
+  /** What size of an image is right. */
+  interface Size {
+    /**
+     * Sees how large an image is, upright, before it is decoded.
+     *
+     * @throws InputException where the size is wrong
+     */
+    void require(int height, int width);
+  }
 
   /**
    * Reads an image.
    *
    * @param channels 3, or 1 for shades of grey
-   * @throws InputException where the file is no image, a damaged or too large one
+   * @throws InputException where the file is no image, a damaged or too large one, or one of a wrong size
    */
-  static Pixels read(Path file, int channels) {
+  static Pixels read(Path file, int channels, Size size) {
     if (!Files.isRegularFile(file)) {
       throw new InputException("there is no image " + file);
     }
@@ -81,7 +97,7 @@ final class ImageFile {
     } catch (OutOfMemoryError e) {
       throw tooLarge(file.toString(), e);
     }
-    return read(content, file.toString(), channels);
+    return read(content, file.toString(), channels, size);
   }
 
   /**
@@ -89,12 +105,12 @@ final class ImageFile {
    *
    * @param name what messages call it
    */
-  static Pixels read(byte[] content, String name, int channels) {
+  static Pixels read(byte[] content, String name, int channels, Size size) {
     byte[] plain = JpegContent.is(content) ? JpegContent.withoutProfile(content, name) : content;
     try (ImageInputStream in = new ByteArrayImageInputStream(plain)) {
       ImageReader reader = reader(in, name);
       try {
-        Pixels pixels = read(reader, in, name);
+        Pixels pixels = read(reader, in, name, size);
         return channels == 1 ? pixels.grey() : pixels;
       } finally {
         reader.dispose();
@@ -139,7 +155,7 @@ final class ImageFile {
     return e.getMessage() == null ? "" : ": " + e.getMessage();
   }
 
-  private static Pixels read(ImageReader reader, ImageInputStream in, String name)
+  private static Pixels read(ImageReader reader, ImageInputStream in, String name, Size size)
       throws IOException {
     boolean turned = TURNED.contains(kind(reader));
     reader.setInput(in, true, !turned);
@@ -147,7 +163,12 @@ final class ImageFile {
       // A tile may hold any number of scans, each of which has all of it decoded anew.
       throw new InputException("the image " + name + " is a TIFF of JPEG; a JPEG is right");
     }
-    long pixels = pixels(reader.getWidth(0), reader.getHeight(0), "pixels", name);
+    int width = reader.getWidth(0);
+    int height = reader.getHeight(0);
+    long pixels = pixels(width, height, "pixels", name);
+    int orientation = turned ? ORIENTATIONS.getOrDefault(value(reader, "ImageOrientation"), 1) : 1;
+    boolean lies = orientation >= FIRST_LYING;
+    size.require(lies ? width : height, lies ? height : width);
     if (reader.isImageTiled(0)) {
       long tile = pixels(reader.getTileWidth(0), reader.getTileHeight(0), "pixels a tile", name);
       pixels = Math.max(pixels, tile); // a whole tile is read, whatever of it there is
@@ -163,7 +184,7 @@ final class ImageFile {
     }
     ROOM.acquireUninterruptibly((int) room);
     try {
-      return decode(reader, turned, name);
+      return decode(reader, orientation, name);
     } finally {
       ROOM.release((int) room);
     }
@@ -198,7 +219,8 @@ final class ImageFile {
     return (bits + 7) / 8;
   }
 
-  private static Pixels decode(ImageReader reader, boolean turned, String name) throws IOException {
+  private static Pixels decode(ImageReader reader, int orientation, String name)
+      throws IOException {
     boolean[] cut = new boolean[1];
     reader.addIIOReadWarningListener(
         (source, warning) -> cut[0] |= warning.contains("premature end"));
@@ -206,10 +228,7 @@ final class ImageFile {
     if (cut[0]) {
       throw new InputException("the image " + name + " is cut off");
     }
-    Pixels pixels = colours(image, name);
-    return turned
-        ? pixels.upright(ORIENTATIONS.getOrDefault(value(reader, "ImageOrientation"), 1))
-        : pixels;
+    return colours(image, name).upright(orientation);
   }
 
   /** What a file says beside its pixels; empty where it does not say it. */

@@ -135,6 +135,11 @@ public final class ImageProcessor {
   }
 
   /** An image in its size. */
+  /** Whether images are resized or cropped. */
+  boolean changesSizes() {
+    return size != null || crop != null;
+  }
+
   Pixels sized(Pixels image) {
     Pixels made = image;
     if (size != null) {

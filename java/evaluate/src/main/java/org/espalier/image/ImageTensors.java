@@ -70,7 +70,7 @@ public final class ImageTensors {
    * @throws InputException where it is no image, or none of a size that the model takes
    */
   public Image read(Path file) {
-    return of(pixels(ImageFile.read(file, input.channels()), file.toString()));
+    return of(pixels(file));
   }
 
   /**
@@ -79,7 +79,7 @@ public final class ImageTensors {
    * @param name what messages call it
    */
   public Image read(byte[] content, String name) {
-    return of(pixels(ImageFile.read(content, name, input.channels()), name));
+    return of(sized(ImageFile.read(content, name, input.channels(), size(name)), name));
   }
 
   /** A black image of the size that the model takes. */
@@ -90,22 +90,39 @@ public final class ImageTensors {
     return of(Pixels.black(width, height, input.channels()));
   }
 
-  /** An image in the size that is fed. */
-  Pixels pixels(Pixels image, String name) {
+  /** The image of a file in the size that is fed. */
+  Pixels pixels(Path file) {
+    String name = file.toString();
+    return sized(ImageFile.read(file, input.channels(), size(name)), name);
+  }
+
+  /** What size an image must have before it is decoded. */
+  private ImageFile.Size size(String name) {
+    return processor.changesSizes()
+        ? ImageFile.ANY
+        : (height, width) -> requireFits(height, width, name);
+  }
+
+  private Pixels sized(Pixels image, String name) {
     Pixels pixels;
     try {
       pixels = processor.sized(image);
     } catch (InputException e) {
       throw new InputException("the image " + name + ": " + e.getMessage(), e);
     }
-    if (!fits(pixels.height(), pixels.width())) {
+    requireFits(pixels.height(), pixels.width(), name);
+    return pixels;
+  }
+
+  private void requireFits(int height, int width, String name) {
+    if (!fits(height, width)) {
       throw new InputException(
           "the image "
               + name
               + " has "
-              + pixels.height()
+              + height
               + " x "
-              + pixels.width()
+              + width
               + " pixels (height x width); the model takes "
               + input.height()
               + " x "
@@ -114,7 +131,6 @@ public final class ImageTensors {
               + processor.file()
               + " makes");
     }
-    return pixels;
   }
 
   /** What is fed of an image in its size. */

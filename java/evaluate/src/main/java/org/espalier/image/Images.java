@@ -90,8 +90,7 @@ public final class Images {
   }
 
   private Pixels read(int image) {
-    Path file = files.get(image);
-    return tensors.pixels(ImageFile.read(file, tensors.input().channels()), file.toString());
+    return tensors.pixels(files.get(image));
   }
 
   private Pixels again(int image) {

@@ -21,7 +21,7 @@ public final class Thumbnail {
    * @throws InputException where the file is no image any more
    */
   public static String url(Path file, int side) {
-    Pixels image = ImageFile.read(file, 3);
+    Pixels image = ImageFile.read(file, 3, ImageFile.ANY);
     double factor = Math.min(1, (double) side / Math.max(image.width(), image.height()));
     Pixels small =
         Resampling.BILINEAR.resize(

@@ -3,10 +3,14 @@ package org.espalier.format;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
+import java.util.regex.Pattern;
 import org.espalier.InputException;
 
 /** A line of values with commas between; a value may be in double quotes, in which a quote is written twice. */
 public final class CsvLine {
+  private static final Pattern NUMBER =
+      Pattern.compile("[+-]?(\\d++(\\.\\d*+)?|\\.\\d++)([eE][+-]?\\d++)?");
+
   private CsvLine() {}
 
   /**
@@ -54,29 +58,43 @@ public final class CsvLine {
   }
 
   /**
-   * A number as Java, C and Python write it, in the word that Java reads.
+   * A number as C and Python write it, in the word that Java reads.
    *
    * @param cell a value of a line
+   * @throws NumberFormatException where it is none, as {@code 1d} and {@code 0x1p3}, which Java would read too
    */
   public static String number(String cell) {
     return switch (cell.toLowerCase(Locale.ROOT)) {
       case "nan" -> "NaN";
       case "inf", "+inf", "infinity" -> "Infinity";
       case "-inf", "-infinity" -> "-Infinity";
-      default -> cell;
+      default -> {
+        if (!NUMBER.matcher(cell).matches()) {
+          throw new NumberFormatException();
+        }
+        yield cell;
+      }
     };
+  }
+
+  /** Whether a value is a number. */
+  public static boolean isNumber(String cell) {
+    try {
+      number(cell);
+      return true;
+    } catch (NumberFormatException e) {
+      return false;
+    }
   }
 
   /** Whether a line names columns: it has names, and no number. */
   public static boolean isHeader(String line) {
     boolean named = false;
     for (String cell : cells(line)) {
-      try {
-        Double.parseDouble(number(cell));
+      if (isNumber(cell)) {
         return false;
-      } catch (NumberFormatException e) {
-        named |= !cell.isEmpty();
       }
+      named |= !cell.isEmpty();
     }
     return named;
   }

@@ -161,6 +161,10 @@ public final class ModelStore {
     return new ModelStore(folder, List.copyOf(keys));
   }
 
+  boolean isTrusting() {
+    return !trusted.isEmpty();
+  }
+
   /** The store's folder, absolute. */
   public Path folder() {
     return folder;
@@ -178,7 +182,7 @@ public final class ModelStore {
     }
   }
 
-  /** The number of the current version; empty while nothing was published. */
+  /** The number of the current version; empty while there is none. */
   public OptionalLong current() {
     long id = state().current();
     return id == 0 ? OptionalLong.empty() : OptionalLong.of(id);
@@ -222,7 +226,7 @@ public final class ModelStore {
       byte[] record = Records.read(file);
       Path signatureFile = path(id).resolve(SIGNATURE);
       boolean signed = Files.exists(signatureFile, LinkOption.NOFOLLOW_LINKS);
-      if (!trusted.isEmpty()) {
+      if (isTrusting()) {
         if (!signed) {
           throw new InputException(
               "version "
@@ -449,13 +453,13 @@ public final class ModelStore {
   /**
    * Opens the current version, as {@link #hold} does.
    *
-   * @throws InputException if nothing was published yet, or as {@link #hold} does
+   * @throws InputException if none is, or as {@link #hold} does
    */
   public Held holdCurrent() {
     for (int attempt = 0; ; attempt++) {
       long id = state().current();
       if (id == 0) {
-        throw new InputException(folder + " has no current version: nothing was published yet");
+        throw new InputException(withoutCurrent());
       }
       try {
         return hold(id);
@@ -466,6 +470,18 @@ public final class ModelStore {
         }
       }
     }
+  }
+
+  /** Why there is no current version, and how one becomes that. Where there are versions, their files are read. */
+  public String withoutCurrent() {
+    List<Long> ids = ids();
+    String what = folder + " has no current version: ";
+    for (int i = ids.size() - 1; i >= 0; i--) {
+      if (verify(ids.get(i)).isEmpty()) {
+        return what + "'store rollback " + ids.get(i) + "' makes one that is whole current";
+      }
+    }
+    return what + (ids.isEmpty() ? "nothing was published yet" : "none that is there is whole");
   }
 
   /**

@@ -13,6 +13,7 @@ import java.security.spec.PKCS8EncodedKeySpec;
 import java.security.spec.X509EncodedKeySpec;
 import java.util.Arrays;
 import java.util.Base64;
+import java.util.Collection;
 import java.util.HexFormat;
 import org.espalier.InputException;
 import org.espalier.format.Sha256;
@@ -71,6 +72,13 @@ public final class SigningKey {
   /** A short name of a public key: the first 16 hexadecimal digits of its encoding's SHA-256. */
   public static String id(PublicKey key) {
     return HexFormat.of().formatHex(Sha256.digest().digest(key.getEncoded()), 0, 8);
+  }
+
+  /** Whether what this key signs is trusted by who trusts some keys. */
+  public boolean isOneOf(Collection<PublicKey> keys) {
+    byte[] message = {};
+    byte[] signature = sign(message);
+    return keys.stream().anyMatch(key -> verifies(key, message, signature));
   }
 
   byte[] sign(byte[] message) {

@@ -284,7 +284,7 @@ public final class StoreWriter implements AutoCloseable {
   }
 
   /**
-   * Which versions to collect: those that are beyond the newest {@code keep} and were created before
+   * Which versions to collect: those that are beyond the newest {@code keep} that can be opened and were created before
    * {@code before}; one of the two may be null and then does not matter.
    */
   public record Rule(Integer keep, Instant before) {
@@ -309,8 +309,8 @@ public final class StoreWriter implements AutoCloseable {
 
   /**
    * Removes versions. Never: the current one, the one that {@link #rollback()} would go back to,
-   * pinned ones, ones that a reader holds, and ones whose record cannot be read, which are for a
-   * person to look at.
+   * pinned ones, ones that a reader holds, and ones whose record cannot be read or, where the store trusts keys, was signed
+   * by none of them, which are for a person to look at. Where it trusts keys the newest version that one signed stays too.
    *
    * @param dryRun only tell
    */
@@ -326,18 +326,17 @@ public final class StoreWriter implements AutoCloseable {
     Freed freed = new Freed(dryRun);
     Leases leases = Leases.join(store.folder().resolve(ModelStore.LEASES));
     try {
-      for (int i = 0; i < ids.size(); i++) {
-        long id = ids.get(i);
-        if (kept.contains(id) || rule.keep() != null && i < rule.keep()) {
-          continue;
-        }
+      int newest = Math.max(store.isTrusting() ? 1 : 0, rule.keep() == null ? 0 : rule.keep());
+      for (long id : ids) {
         Version version;
         try {
           version = store.version(id);
         } catch (InputException e) {
           continue;
         }
-        if (rule.before() != null && !version.created().isBefore(rule.before())) {
+        if (newest-- > 0
+            || kept.contains(id)
+            || rule.before() != null && !version.created().isBefore(rule.before())) {
           continue;
         }
         boolean unread =

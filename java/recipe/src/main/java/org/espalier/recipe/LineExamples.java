@@ -26,6 +26,7 @@ import org.espalier.evaluate.ExampleTensors;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.evaluate.TextTokenizer.Tokens;
 import org.espalier.format.ComputedList;
+import org.espalier.format.CsvLine;
 import org.espalier.format.Names;
 import org.espalier.format.NearNames;
 import org.espalier.format.onnx.MissingValues;
@@ -34,6 +35,7 @@ import org.espalier.image.ImageInput;
 import org.espalier.image.ImageProcessor;
 import org.espalier.image.ImageTensors;
 import org.espalier.image.Images;
+import org.espalier.online.ClassNames;
 import org.espalier.train.Examples;
 import org.espalier.train.Labels;
 
@@ -69,16 +71,36 @@ public record LineExamples(
   public static LineExamples read(
       Path file, Recipe.Task task, ClassOrder classes, Map<String, ValueInfoProto> asked) {
     LineExamples unlabelled = unlabelled(file, classes.given(), asked);
-    boolean words = unlabelled.lines.stream().anyMatch(LineExamples::hasWords);
+    boolean cells = ExampleLine.areCells(file.toString());
+    boolean words = unlabelled.lines.stream().anyMatch(line -> hasWords(line, cells));
     List<String> names = classes.names(words, unlabelled.classes);
+    if (cells || ExampleLine.areColumns(file.toString())) {
+      requireWords(file, names);
+    }
     return new LineExamples(
         file, unlabelled.lines, new Reader(file, names).labels(unlabelled.lines, task), names);
   }
 
+  /** Refuses names that are another class as numbers, where both are written alike. */
+  private static void requireWords(Path file, List<String> names) {
+    for (int i = 0; i < names.size(); i++) {
+      if (ClassNames.isNumber(names.get(i)) && !names.get(i).equals(Integer.toString(i))) {
+        throw new InputException(
+            file
+                + ": the class "
+                + i
+                + " is called "
+                + Names.quote(names.get(i))
+                + ", which is no word; numbers are classes from 0 on without being named");
+      }
+    }
+  }
+
   /** Whether a label is a word, or one of tags, whose words say what entities are. */
-  private static boolean hasWords(ExampleLine line) {
+  private static boolean hasWords(ExampleLine line, boolean cells) {
     JsonNode label = line.outcomes().get("label");
-    return label != null && label.isTextual() || line.outcomes().containsKey("tags");
+    return label != null && label.isTextual() && !(cells && CsvLine.isNumber(label.textValue()))
+        || line.outcomes().containsKey("tags");
   }
 
   /** Whether examples are read here, by the name of a file, or because it is a folder. */
@@ -516,27 +538,36 @@ public record LineExamples(
     private double number(JsonNode given, String key, int line) {
       boolean named = key.equals("label") || key.equals("tags");
       if (given.isTextual() && named) {
-        int known = classes.indexOf(given.textValue());
+        String word = given.textValue();
+        int known = classes.indexOf(word);
+        if (known < 0 && ExampleLine.areCells(file.toString()) && CsvLine.isNumber(word)) {
+          return finite(Double.parseDouble(CsvLine.number(word)), word, key, line);
+        }
         if (known < 0) {
           throw wrong(
               line,
               (key.equals("tags") ? "the tag " : "the label ")
-                  + Names.quote(given.textValue())
+                  + Names.quote(word)
                   + " is "
                   + (classes.isEmpty()
                       ? "a word; data.classes (--classes) says which words there are, in the order"
                           + " of the model's outputs, as id2label of its config.json"
-                      : "none of the classes " + NearNames.list(given.textValue(), classes)));
+                      : "none of the classes " + NearNames.list(word, classes)));
         }
         return known;
       }
       if (given.isBoolean()) {
         return given.booleanValue() ? 1 : 0;
       }
-      if (!given.isNumber() || Double.isInfinite((float) given.doubleValue())) {
-        throw wrong(line, key + " holds " + Names.quote(given.toString()) + ", which is no number");
+      double value = given.isNumber() ? given.doubleValue() : Double.POSITIVE_INFINITY;
+      return finite(value, given.toString(), key, line);
+    }
+
+    private double finite(double value, String given, String key, int line) {
+      if (Double.isInfinite((float) value)) {
+        throw wrong(line, key + " holds " + Names.quote(given) + ", which is no number");
       }
-      return given.doubleValue();
+      return value;
     }
 
     private static Labels numbers(List<double[]> rows, int width) {

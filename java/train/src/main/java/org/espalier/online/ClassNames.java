@@ -27,11 +27,16 @@ public record ClassNames(List<String> names) {
       throw new IllegalArgumentException(names + " has a word twice");
     }
     for (String name : names) {
-      if (name.isBlank() || name.matches("[+-]?[0-9.]+")) {
+      if (name.isBlank() || isNumber(name)) {
         throw new IllegalArgumentException(
             Names.quote(name) + " is no word; numbers are classes from 0 on without being named");
       }
     }
+  }
+
+  /** Whether a word is of digits, which are a class without being named. */
+  public static boolean isNumber(String name) {
+    return name.matches("[+-]?[0-9.]+");
   }
 
   public boolean isEmpty() {
