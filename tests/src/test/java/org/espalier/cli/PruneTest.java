@@ -338,6 +338,20 @@ class PruneTest {
     assertTrue(text.out().contains(" of 24 weights"), text.out());
   }
 
+  @Test
+  void tensorsOfOtherTypesAreTold() throws IOException {
+    Path file =
+        RawSafetensors.write(
+            folder.resolve("types.safetensors"),
+            "{\"a\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]},"
+                + "\"b\":{\"dtype\":\"F64\",\"shape\":[2,2],\"data_offsets\":[16,48]}}",
+            48);
+    Run run =
+        Run.of("prune", file, "-o", folder.resolve("p.safetensors"), "--amount", "0.5").done();
+    assertTrue(run.err().contains("stay as they are: b of F64"), run.err());
+    assertTrue(run.out().contains(" of 4 weights"), run.out());
+  }
+
   private void refused(String word, Object... options) {
     Object[] all = new Object[options.length + 2];
     all[0] = "prune";

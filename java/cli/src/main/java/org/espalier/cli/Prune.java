@@ -63,9 +63,9 @@ import picocli.CommandLine.Parameters;
           + " share; with --allocation uniform each loses it.",
       "",
       "With --refit each tensor loses as much as it would by magnitude, but the same share of each"
-          + " output's weights, those that what calibration sees misses least, and the others are"
-          + " refitted to it: outputs change much less. With --scope tensor each tensor loses the"
-          + " same share, which suits transformers.",
+          + " output's weights, to the nearest whole one, those that what calibration sees misses"
+          + " least, and the others are refitted to it: outputs change much less. With --scope"
+          + " tensor each tensor loses the same share, which suits transformers.",
       "",
       "A pattern n:m lies along the axis that is summed over: the inputs of a matrix product or"
           + " recurrent layer, the input channels of a convolution.",
@@ -386,6 +386,17 @@ final class Prune implements Callable<Integer> {
               .filter(tensor -> tensor.dtype().isFloat())
               .map(TensorInfo::name)
               .toList();
+      List<String> others =
+          checkpoint.tensors().stream()
+              .filter(t -> t.dtype().isFloat() && t.dtype().computable() == null && t.rank() >= 2)
+              .map(tensor -> tensor.name() + " of " + tensor.dtype())
+              .toList();
+      if (!others.isEmpty()) {
+        common.note(
+            "types that are not F32, F16 or BF16 stay as they are: "
+                + String.join(", ", others.subList(0, Math.min(3, others.size())))
+                + (others.size() > 3 ? " and " + (others.size() - 3) + " more" : ""));
+      }
       return tensors.choose(names, name -> CheckpointPruner.isPrunable(checkpoint.tensor(name)));
     }
   }

@@ -161,8 +161,16 @@ class SafetensorsFileTest {
         bad(tensor("\"F16\"", "[2]", "[0,8]"), 8, "'a'", "4 bytes", "hold 8"),
         bad(tensor("\"F32\"", "[-2]", "[0,8]"), 8, "'a'", "shape", "negative"),
         bad(tensor("\"F32\"", "[-0]", "[0,0]"), 0, "'a'", "shape", "negative"),
-        bad(tensor("\"F32\"", "[2.0]", "[0,8]"), 8, "'a'", "not an integer"),
-        bad(tensor("\"F32\"", "[2e0]", "[0,8]"), 8, "'a'", "not an integer"),
+        bad(
+            tensor("\"F32\"", "[2.0]", "[0,8]"),
+            8,
+            "'a'",
+            "a number that is not an integer; integers are right"),
+        bad(
+            tensor("\"F32\"", "[2e0]", "[0,8]"),
+            8,
+            "'a'",
+            "a number that is not an integer; integers are right"),
         bad(tensor("\"F32\"", "[NaN]", "[0,8]"), 8, "not valid"),
         bad(tensor("\"F32\"", "[\"2\"]", "[0,8]"), 8, "'a'", "a string"),
         bad(tensor("\"F32\"", "[null]", "[0,8]"), 8, "'a'", "null"),

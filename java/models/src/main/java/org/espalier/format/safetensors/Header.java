@@ -238,7 +238,7 @@ record Header(SortedMap<String, TensorInfo> tensors, Map<String, String> metadat
       }
       if (parser.currentToken() != JsonToken.VALUE_NUMBER_INT) {
         throw new InputException(
-            where + ": " + key + " holds " + StrictJson.kind(parser) + ", not an integer");
+            where + ": " + key + " holds " + StrictJson.kind(parser) + "; integers are right");
       }
       String text = parser.getText();
       if (text.startsWith("-")) {
