@@ -939,4 +939,33 @@ class OnlineLearnerTest {
               .getMessage());
     }
   }
+
+  /** Numbers that a program reports when it is done, with learner and model closed. */
+  @Test
+  void whatWasCountedIsToldAfterClose() {
+    LinearHead head = new LinearHead(4, 2);
+    OnlineLearner learner = new OnlineLearner(head, Streams.crossEntropy(0.5).build());
+    learner.learn(Streams.plane(5, 4, 0, 1, 9));
+    Map<String, Double> metrics = learner.metrics();
+    long version = learner.version();
+    learner.close();
+    head.close();
+    assertEquals(metrics, learner.metrics());
+    assertEquals(version, learner.version());
+    assertEquals(5, learner.seen());
+    assertEquals(null, learner.epsilon());
+    assertEquals(List.of(), learner.passes());
+    assertArrayEquals(new long[] {2, 4}, learner.shape("weight"));
+    for (Executable call :
+        List.<Executable>of(
+            () -> learner.predict(new float[4]),
+            () -> learner.learn(Streams.plane(1, 4, 0, 1, 9)),
+            learner::weights,
+            learner::toOnnx,
+            () -> learner.save(new ByteArrayOutputStream()),
+            () -> learner.load(new ByteArrayInputStream(new byte[0])),
+            () -> learner.numberFrom(version + 1))) {
+      assertThrows(IllegalStateException.class, call);
+    }
+  }
 }

@@ -26,8 +26,9 @@ import org.espalier.online.privacy.PrivacyPass;
  * stopped; the noise of private learning alone is drawn anew.
  *
  * <p>The model belongs to the learner, which does not close it. Learner and model may be closed at any time, in any
- * thread and in either order: who closes waits for what is under way, whatever is called later throws an {@link
- * IllegalStateException}. A model has one learner at a time: the next one may be made when that one is closed.
+ * thread and in either order: who closes waits for what is under way; whatever predicts, learns, or reads or writes weights or
+ * states later throws an {@link IllegalStateException}. What was counted and measured, versions, passes and shapes are told
+ * after that too. A model has one learner at a time: the next one may be made when that one is closed.
  */
 public final class OnlineLearner implements AutoCloseable {
   /** The models that learners have which are not closed. Weak: a model that is forgotten with its learner goes. */
