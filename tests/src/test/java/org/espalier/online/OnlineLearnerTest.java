@@ -11,6 +11,7 @@ import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.lang.reflect.Proxy;
+import java.nio.ByteBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -856,6 +857,115 @@ class OnlineLearnerTest {
       learner.learn(then);
       return test.stream().filter(e -> learner.predict(e.features()).label() == e.label()).count()
           / 500.0;
+    }
+  }
+
+  /** Each bit of a state, and each end that is too early: one that loads would be another learner. */
+  @Test
+  void damagedStatesAreRefused() throws IOException {
+    OnlineSettings settings = Streams.crossEntropy(0.5).build();
+    try (LinearHead head = new LinearHead(4, 2);
+        OnlineLearner learner = new OnlineLearner(head, settings);
+        LinearHead other = new LinearHead(4, 2);
+        OnlineLearner loading = new OnlineLearner(other, settings)) {
+      learner.learn(Streams.plane(5, 4, 0, 1, 9));
+      byte[] state = saved(learner);
+      byte[] before = saved(loading);
+      for (int bit = 0; bit < 8 * state.length; bit++) {
+        byte[] damaged = state.clone();
+        damaged[bit / 8] ^= (byte) (1 << bit % 8);
+        assertThrows(
+            InputException.class,
+            () -> loading.load(new ByteArrayInputStream(damaged)),
+            "bit " + bit);
+      }
+      for (int length = 0; length < state.length; length++) {
+        byte[] cut = Arrays.copyOf(state, length);
+        assertThrows(InputException.class, () -> loading.load(new ByteArrayInputStream(cut)));
+      }
+      assertArrayEquals(before, saved(loading));
+      loading.load(new ByteArrayInputStream(state));
+      assertArrayEquals(learner.weights().get("weight"), loading.weights().get("weight"));
+    }
+  }
+
+  /** What reads the passes alone does not go to the end of the state. */
+  @Test
+  void damageBeforeThePassesEndIsNoticedWithoutTheRest() throws IOException {
+    try (LinearHead head = new LinearHead(4, 2);
+        OnlineLearner learner = new OnlineLearner(head, Streams.crossEntropy(0.5).build())) {
+      byte[] state = saved(learner);
+      int passesEnd = firstSum(state);
+      assertEquals(List.of(), OnlineLearner.passes(new ByteArrayInputStream(state)));
+      for (int bit = 0; bit < 8 * passesEnd; bit++) {
+        byte[] damaged = Arrays.copyOf(state, passesEnd + 4);
+        damaged[bit / 8] ^= (byte) (1 << bit % 8);
+        if (bit / 8 == 7) { // a format without sums
+          continue;
+        }
+        assertThrows(
+            InputException.class,
+            () -> OnlineLearner.passes(new ByteArrayInputStream(damaged)),
+            "bit " + bit);
+      }
+    }
+  }
+
+  /** Behind magic and format, the description of the learner and no passes. */
+  private static int firstSum(byte[] state) {
+    return 4 + 4 + 4 + ByteBuffer.wrap(state).getInt(8) + 4;
+  }
+
+  /** Format 4 is format 5 less the sums. */
+  @Test
+  void statesWithoutSumsAreRead() throws IOException {
+    OnlineSettings settings = Streams.crossEntropy(0.5).build();
+    try (LinearHead head = new LinearHead(4, 2);
+        OnlineLearner learner = new OnlineLearner(head, settings);
+        LinearHead other = new LinearHead(4, 2);
+        OnlineLearner loading = new OnlineLearner(other, settings)) {
+      learner.learn(Streams.plane(5, 4, 0, 1, 9));
+      byte[] state = saved(learner);
+      int sum = firstSum(state);
+      ByteBuffer old = ByteBuffer.allocate(state.length - 8);
+      old.put(state, 0, sum).put(state, sum + 4, state.length - sum - 8).putInt(4, 4);
+      loading.load(new ByteArrayInputStream(old.array()));
+      assertArrayEquals(state, saved(loading));
+      old.putInt(4, 6);
+      assertEquals(
+          "the learner's saved state is of format 6; this espalier knows 3 to 5",
+          assertThrows(
+                  InputException.class, () -> loading.load(new ByteArrayInputStream(old.array())))
+              .getMessage());
+    }
+  }
+
+  /** Numbers that a program reports when it is done, with learner and model closed. */
+  @Test
+  void whatWasCountedIsToldAfterClose() {
+    LinearHead head = new LinearHead(4, 2);
+    OnlineLearner learner = new OnlineLearner(head, Streams.crossEntropy(0.5).build());
+    learner.learn(Streams.plane(5, 4, 0, 1, 9));
+    Map<String, Double> metrics = learner.metrics();
+    long version = learner.version();
+    learner.close();
+    head.close();
+    assertEquals(metrics, learner.metrics());
+    assertEquals(version, learner.version());
+    assertEquals(5, learner.seen());
+    assertEquals(null, learner.epsilon());
+    assertEquals(List.of(), learner.passes());
+    assertArrayEquals(new long[] {2, 4}, learner.shape("weight"));
+    for (Executable call :
+        List.<Executable>of(
+            () -> learner.predict(new float[4]),
+            () -> learner.learn(Streams.plane(1, 4, 0, 1, 9)),
+            learner::weights,
+            learner::toOnnx,
+            () -> learner.save(new ByteArrayOutputStream()),
+            () -> learner.load(new ByteArrayInputStream(new byte[0])),
+            () -> learner.numberFrom(version + 1))) {
+      assertThrows(IllegalStateException.class, call);
     }
   }
 }

@@ -8,7 +8,7 @@ final class ActivationReference {
     return switch (activation.kind()) {
       case RELU -> Math.max(0, u);
       case LEAKY_RELU -> u < 0 ? activation.alpha() * u : u;
-      case SIGMOID -> 1 / (1 + Math.exp(-u));
+      case SIGMOID -> 1 / (1 + Math.exp(-Math.max(-88, u))); // which stays there below
       case TANH -> Math.tanh(u);
     };
   }

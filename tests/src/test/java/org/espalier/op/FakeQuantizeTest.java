@@ -825,4 +825,16 @@ class FakeQuantizeTest {
       assertThrows(IllegalArgumentException.class, () -> FakeQuantize.backward(x, bits, x));
     }
   }
+
+  /** Of grids below 0 it was NaN, and infinite of those up to 0. */
+  @Test
+  void theFactorOfLearnedScalesIsANumberOnEveryGrid() {
+    Tensor x = Tensor.ofAddress(64, 4L * 50, DType.F32, 50);
+    assertEquals(1 / Math.sqrt(50 * 127), FakeQuantize.symmetric(8).scaleGradientFactor(x), 1e-8);
+    assertEquals(1 / Math.sqrt(50 * 3), FakeQuantize.affine(-8, 3).scaleGradientFactor(x), 1e-8);
+    assertEquals(
+        1 / Math.sqrt(50 * 100), FakeQuantize.affine(-100, -50).scaleGradientFactor(x), 1e-8);
+    assertEquals(
+        1 / Math.sqrt(50 * 128), FakeQuantize.affine(-128, 0).scaleGradientFactor(x), 1e-8);
+  }
 }

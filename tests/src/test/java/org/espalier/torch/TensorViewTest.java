@@ -8,6 +8,7 @@ import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.AbstractTensor;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.espalier.device.DType;
 import org.junit.jupiter.api.BeforeAll;
@@ -38,6 +39,15 @@ class TensorViewTest {
       org.espalier.device.Tensor view = TensorView.of(base.select(0, 1));
       assertEquals(3f, new FloatPointer(view.pointer()).get(0));
       assertEquals(8, view.pointer().limit());
+    }
+  }
+
+  @Test
+  void anEmptyTensorIsAnEmptyView() {
+    try (PointerScope scope = new PointerScope()) {
+      org.espalier.device.Tensor view = TensorView.of(torch.zeros(0, 3));
+      assertEquals("F32[0, 3]", view.toString());
+      assertEquals(0, view.pointer().limit());
     }
   }
 

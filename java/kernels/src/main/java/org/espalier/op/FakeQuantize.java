@@ -656,10 +656,14 @@ public final class FakeQuantize {
     return new ScaleGradients(this, jobs);
   }
 
-  /** {@code 1 / sqrt(elements a channel * max)}: the step size of LSQ. */
+  /**
+   * {@code 1 / sqrt(elements a channel * max)}: the step size of LSQ. Of a grid without numbers above 0, whose size is below
+   * it, {@code -min} takes the place of {@code max}.
+   */
   public float scaleGradientFactor(Tensor x) {
     long[] split = split(x);
-    return (float) (1 / Math.sqrt((double) Math.max(1, split[0] * split[2]) * grid.max));
+    int largest = grid.max > 0 ? grid.max : -grid.min;
+    return (float) (1 / Math.sqrt((double) Math.max(1, split[0] * split[2]) * largest));
   }
 
   /**

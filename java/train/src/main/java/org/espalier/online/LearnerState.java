@@ -1,12 +1,14 @@
 package org.espalier.online;
 
 import java.io.BufferedInputStream;
+import java.io.BufferedOutputStream;
 import java.io.DataInput;
 import java.io.DataInputStream;
-import java.io.DataOutput;
+import java.io.DataOutputStream;
 import java.io.EOFException;
 import java.io.IOException;
 import java.io.InputStream;
+import java.io.OutputStream;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
@@ -14,6 +16,9 @@ import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Set;
+import java.util.zip.CRC32C;
+import java.util.zip.CheckedInputStream;
+import java.util.zip.CheckedOutputStream;
 import org.espalier.InputException;
 import org.espalier.online.drift.DriftDetectors;
 import org.espalier.online.memory.SavedState;
@@ -48,10 +53,13 @@ record LearnerState(
     List<Example> heldOut,
     List<Example> learnedSince) {
   private static final int MAGIC = 0x65736f6c; // "esol"
-  private static final int FORMAT = 4;
+  private static final int FORMAT = 5;
 
   /** The oldest that is read. It has what follows from the weights too. */
   private static final int OLDEST = 3;
+
+  /** The first with checksums, behind the passes and at the end, each of all that is before it. */
+  private static final int SUMMED = 5;
 
   private static final int MOST_EXAMPLES = 1 << 24;
 
@@ -74,11 +82,14 @@ record LearnerState(
    *
    * @param description of the learner, a setting a line
    */
-  void write(DataOutput out, String description, ExampleForm form) throws IOException {
+  void write(OutputStream stream, String description, ExampleForm form) throws IOException {
+    CheckedOutputStream summed = new CheckedOutputStream(stream, new CRC32C());
+    DataOutputStream out = new DataOutputStream(new BufferedOutputStream(summed));
     out.writeInt(MAGIC);
     out.writeInt(FORMAT);
     SavedState.write(out, description);
     PrivacyLedger.write(out, passes);
+    writeSum(out, summed);
     out.writeInt(form.features());
     out.writeInt(form.outputs());
     for (long v :
@@ -116,6 +127,28 @@ record LearnerState(
       }
     }
     out.writeInt(MAGIC);
+    writeSum(out, summed);
+    out.flush();
+  }
+
+  private static void writeSum(DataOutputStream out, CheckedOutputStream summed)
+      throws IOException {
+    out.flush();
+    out.writeInt((int) summed.getChecksum().getValue());
+  }
+
+  private static void checkSum(DataInput in, CheckedInputStream summed, int format)
+      throws IOException {
+    if (format >= SUMMED) {
+      int sum = (int) summed.getChecksum().getValue();
+      if (in.readInt() != sum) {
+        throw SavedState.damaged("its checksum is of other bytes");
+      }
+    }
+  }
+
+  private static CheckedInputStream summed(InputStream stream) {
+    return new CheckedInputStream(new BufferedInputStream(stream), new CRC32C());
   }
 
   /** The format of a state. */
@@ -130,7 +163,7 @@ record LearnerState(
               + format
               + "; this espalier knows "
               + OLDEST
-              + " and "
+              + " to "
               + FORMAT);
     }
     return format;
@@ -142,11 +175,14 @@ record LearnerState(
    * @throws InputException if it is damaged or of a newer format
    */
   static List<PrivacyPass> passes(InputStream stream) throws IOException {
-    DataInputStream in = new DataInputStream(new BufferedInputStream(stream));
+    CheckedInputStream summed = summed(stream);
+    DataInputStream in = new DataInputStream(summed);
     try {
-      readFormat(in);
+      int format = readFormat(in);
       SavedState.text(in); // the description of the learner
-      return PrivacyLedger.read(in);
+      List<PrivacyPass> passes = PrivacyLedger.read(in);
+      checkSum(in, summed, format);
+      return passes;
     } catch (EOFException e) {
       throw new InputException("the learner's saved state is damaged: it ends too early", e);
     }
@@ -155,17 +191,20 @@ record LearnerState(
   /**
    * Reads the whole state.
    *
+   * @param stream may be read beyond its end
    * @param description of the learner that is to take it
    * @param weights say what checkpoints are like; they do not change
    * @throws InputException where it is damaged, of another format, or of a learner that is described otherwise
    */
   static LearnerState read(
-      DataInput in,
+      InputStream stream,
       String description,
       ExampleForm form,
       OnlineSettings settings,
       WeightState weights)
       throws IOException {
+    CheckedInputStream summed = summed(stream);
+    DataInputStream in = new DataInputStream(summed);
     int format = readFormat(in);
     String saved = SavedState.text(in);
     if (!description.equals(saved)) {
@@ -173,6 +212,7 @@ record LearnerState(
           "the learner was saved with other settings:\n  " + difference(saved, description));
     }
     List<PrivacyPass> passes = PrivacyLedger.read(in);
+    checkSum(in, summed, format);
     SavedState.count(in, form.features(), form.features());
     SavedState.count(in, form.outputs(), form.outputs());
     long[] numbers = new long[9];
@@ -210,6 +250,7 @@ record LearnerState(
     if (in.readInt() != MAGIC) {
       throw SavedState.damaged("it does not end as one");
     }
+    checkSum(in, summed, format);
     return new LearnerState(
         passes,
         counts,

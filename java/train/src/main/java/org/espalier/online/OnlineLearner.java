@@ -1,9 +1,5 @@
 package org.espalier.online;
 
-import java.io.BufferedInputStream;
-import java.io.BufferedOutputStream;
-import java.io.DataInputStream;
-import java.io.DataOutputStream;
 import java.io.EOFException;
 import java.io.IOException;
 import java.io.InputStream;
@@ -30,8 +26,9 @@ import org.espalier.online.privacy.PrivacyPass;
  * stopped; the noise of private learning alone is drawn anew.
  *
  * <p>The model belongs to the learner, which does not close it. Learner and model may be closed at any time, in any
- * thread and in either order: who closes waits for what is under way, whatever is called later throws an {@link
- * IllegalStateException}. A model has one learner at a time: the next one may be made when that one is closed.
+ * thread and in either order: who closes waits for what is under way; whatever predicts, learns, or reads or writes weights or
+ * states later throws an {@link IllegalStateException}. What was counted and measured, versions, passes and shapes are told
+ * after that too. A model has one learner at a time: the next one may be made when that one is closed.
  */
 public final class OnlineLearner implements AutoCloseable {
   /** The models that learners have which are not closed. Weak: a model that is forgotten with its learner goes. */
@@ -360,17 +357,16 @@ public final class OnlineLearner implements AutoCloseable {
    * nothing. The key of private noise is not in it.
    */
   public void save(OutputStream stream) throws IOException {
-    DataOutputStream out = new DataOutputStream(new BufferedOutputStream(stream));
     whileOpen(
         () -> {
-          learner.write(out);
+          learner.write(stream);
           return null;
         });
-    out.flush();
   }
 
   /**
-   * Goes on where a learner with the same settings and a model of the same shape was saved.
+   * Goes on where a learner with the same settings and a model of the same shape was saved. A checksum tells of damage,
+   * not of who has made a state; states of the formats 3 and 4 have none, and of theirs only what cannot be is noticed.
    *
    * @throws InputException if the state is damaged, of a newer format, or of other settings; nothing was
    *     changed then
@@ -378,9 +374,8 @@ public final class OnlineLearner implements AutoCloseable {
   public void load(InputStream stream) throws IOException {
     changing(
         () -> {
-          DataInputStream in = new DataInputStream(new BufferedInputStream(stream));
           try {
-            learner.read(in);
+            learner.read(stream);
             return null;
           } catch (EOFException e) {
             throw new InputException("the learner's saved state is damaged: it ends too early", e);

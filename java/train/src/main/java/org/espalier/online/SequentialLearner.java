@@ -1,8 +1,8 @@
 package org.espalier.online;
 
-import java.io.DataInput;
-import java.io.DataOutput;
 import java.io.IOException;
+import java.io.InputStream;
+import java.io.OutputStream;
 import java.security.SecureRandom;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
@@ -445,7 +445,7 @@ final class SequentialLearner implements AutoCloseable {
   }
 
   /** Writes what {@link #read} reads. */
-  void write(DataOutput out) throws IOException {
+  void write(OutputStream out) throws IOException {
     new LearnerState(
             ledger.passes(),
             new LearnerState.Counts(steps, rateStart, seen, learned, removed, version),
@@ -464,7 +464,7 @@ final class SequentialLearner implements AutoCloseable {
   }
 
   /** See {@link OnlineLearner#load}. */
-  void read(DataInput in) throws IOException {
+  void read(InputStream in) throws IOException {
     LearnerState saved = LearnerState.read(in, described(), form, settings, state);
     // It is whole: from here on nothing can fail.
     ledger.account(saved.passes()); // beside those of this learner, whose versions were seen

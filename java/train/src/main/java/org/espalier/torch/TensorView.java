@@ -86,7 +86,8 @@ public final class TensorView {
 
     Memory(Tensor tensor, long bytes) {
       this.tensor = tensor;
-      this.address = tensor.data_ptr().address();
+      Pointer data = tensor.data_ptr(); // null of an empty tensor
+      this.address = data == null ? 0 : data.address();
       this.limit = bytes;
       this.capacity = bytes;
     }

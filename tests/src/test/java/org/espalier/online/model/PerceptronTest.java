@@ -497,4 +497,25 @@ class PerceptronTest {
     assertThrows(IllegalStateException.class, () -> learner.learn(examples(1, 1)));
     learner.close();
   }
+
+  @Test
+  void widthsThatNoLayerHasAreRefused() {
+    int[][] wrong = {{0, 3, 2}, {-5, 3, 2}, {4, 0, 2}, {4, -1, 2}, {4, 3, 0}, {65536, 65536, 2}};
+    for (int[] widths : wrong) {
+      String message = refusal(widths[0], List.of(widths[1]), widths[2]);
+      assertTrue(
+          message.startsWith("features, hidden layers and outputs " + Arrays.toString(widths)),
+          message);
+    }
+    assertEquals("no hidden layer; one or more are needed", refusal(4, List.of(), 2));
+  }
+
+  private static String refusal(int features, List<Integer> hidden, int outputs) {
+    return assertThrows(
+            IllegalArgumentException.class,
+            () ->
+                Perceptron.drawn(
+                    features, hidden, outputs, Activation.RELU, new Loss.CrossEntropy(), 1))
+        .getMessage();
+  }
 }

@@ -43,6 +43,9 @@ public final class Perceptron extends DenseModel {
    */
   private static final int MOST_AT_ONCE = 1 << 22;
 
+  /** Of a layer that is drawn. */
+  private static final int MOST_WEIGHTS = 1 << 28;
+
   /** Of floats. */
   private final OnnxModel model;
 
@@ -128,6 +131,8 @@ public final class Perceptron extends DenseModel {
    * @param hidden widths of the layers between features and outputs; at least one
    * @param activation behind each of them
    * @param loss says what the outputs mean where it is written as ONNX
+   * @throws IllegalArgumentException where a width is below 1, there is no hidden layer, or a layer has more than 2^28
+   *     weights
    */
   public static Perceptron drawn(
       int features,
@@ -136,6 +141,7 @@ public final class Perceptron extends DenseModel {
       Activation activation,
       Loss loss,
       long seed) {
+    checkWidths(features, hidden, outputs);
     LinearGraph graph = new LinearGraph("perceptron", features);
     Random random = new Random(seed);
     boolean rectifies =
@@ -153,6 +159,25 @@ public final class Perceptron extends DenseModel {
     float[] weight = drawn(random, in * outputs, 1.0 / in);
     graph.layer("output.weight", weight, "output.bias", new float[outputs], "outputs");
     return of(graph.model(outputs, loss)).orElseThrow();
+  }
+
+  private static void checkWidths(int features, List<Integer> hidden, int outputs) {
+    if (hidden.isEmpty()) {
+      throw new IllegalArgumentException("no hidden layer; one or more are needed");
+    }
+    List<Integer> widths = new ArrayList<>(hidden);
+    widths.add(0, features);
+    widths.add(outputs);
+    for (int l = 0; l < widths.size(); l++) {
+      if (widths.get(l) < 1 || l > 0 && (long) widths.get(l - 1) * widths.get(l) > MOST_WEIGHTS) {
+        throw new IllegalArgumentException(
+            "features, hidden layers and outputs "
+                + widths
+                + "; widths from 1 on are needed, and at most "
+                + MOST_WEIGHTS
+                + " weights between two");
+      }
+    }
   }
 
   private static float[] drawn(Random random, int n, double variance) {

@@ -61,15 +61,18 @@ final class ScriptGraph {
     named_parameter_list parameters = module.named_parameters();
     var p = parameters.begin();
     for (long i = 0; i < parameters.size(); i++, p.increment()) {
-      parameterNames.put(
-          p.multiply().value().data_ptr().address(), p.multiply().name().getString());
+      parameterNames.put(address(p.multiply().value()), p.multiply().name().getString());
     }
     named_buffer_list buffers = module.named_buffers();
     var b = buffers.begin();
     for (long i = 0; i < buffers.size(); i++, b.increment()) {
-      parameterNames.put(
-          b.multiply().value().data_ptr().address(), b.multiply().name().getString());
+      parameterNames.put(address(b.multiply().value()), b.multiply().name().getString());
     }
+  }
+
+  /** Where a tensor's elements are; 0 where it has none. */
+  private static long address(Tensor t) {
+    return t.numel() == 0 ? 0 : t.data_ptr().address();
   }
 
   /** What messages call the module. */
@@ -99,7 +102,7 @@ final class ScriptGraph {
    * @param otherwise the name of what is no parameter
    */
   Ref constant(Tensor t, String otherwise) {
-    String known = parameterNames.get(t.numel() == 0 ? 0 : t.data_ptr().address());
+    String known = parameterNames.get(address(t));
     String key = known == null ? null : known + Arrays.toString(t.shape()) + t.is_contiguous();
     Ref made = key == null ? null : constants.get(key);
     if (made != null) {
