@@ -4,10 +4,14 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import io.micrometer.core.instrument.Gauge;
+import io.micrometer.core.instrument.MeterRegistry;
+import io.micrometer.core.instrument.simple.SimpleMeterRegistry;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
 import org.espalier.online.model.LinearHead;
+import org.espalier.online.report.LearnerMetrics;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -152,6 +156,30 @@ class ZeroDistanceTest {
       }
       assertEquals(constraint != null, learner.metrics().containsKey("distance"));
       return new double[] {Math.sqrt(squares / 500), right / 500.0};
+    }
+  }
+
+  @Test
+  void theDistanceIsOfTheLastBatch() {
+    List<Example> stream = Streams.plane(64, FEATURES, 0, 1, 9);
+    ZeroDistance constraint = new ZeroDistance(ZeroDistance.ONE_HOT, 1, false);
+    OnlineSettings settings = Streams.crossEntropy(0.1).batch(8).constraint(constraint).build();
+    try (LinearHead head = new LinearHead(FEATURES, 2);
+        OnlineLearner learner = new OnlineLearner(head, settings)) {
+      MeterRegistry registry = new SimpleMeterRegistry();
+      new LearnerMetrics(learner).bindTo(registry);
+      learner.learn(stream.subList(0, 56));
+      double squares = 0;
+      for (Example e : stream.subList(56, 64)) {
+        float[] scores = learner.predict(e.features()).outputs();
+        for (int c = 0; c < 2; c++) {
+          squares += Math.pow(scores[c] - (c == e.label() ? 1 : 0), 2);
+        }
+      }
+      learner.learn(stream.subList(56, 64));
+      Gauge gauge = registry.get("espalier.metric").tag("name", "distance").gauge();
+      assertEquals(Math.sqrt(squares / 8), gauge.value(), 1e-5);
+      assertTrue(gauge.getId().getDescription().contains("distance is that of the last batch"));
     }
   }
 }

@@ -231,7 +231,7 @@ public final class OnlineLearner implements AutoCloseable {
 
   // ---- numbers
 
-  /** Prequential metrics, and the distance of the constraint, by name. */
+  /** Prequential metrics by name, and, as {@code distance}, how far the last batch was from the constraint's target. */
   public synchronized Map<String, Double> metrics() {
     return learner.metrics();
   }

@@ -47,4 +47,15 @@ class OnlineReportTest {
     assertTrue(html.contains("name=\"viewport\""), "phones would show it tiny");
     assertEquals(1, count(html, "<svg"));
   }
+
+  /** The distance is no mean of what was before. */
+  @Test
+  void theLegendSaysWhatACurveIsOf() {
+    OnlineReport report = new OnlineReport("run");
+    report.add(1, Map.of("distance", 0.5));
+    report.add(2, Map.of("distance", 0.25));
+    String html = report.html(Map.of());
+    assertTrue(html.contains(">the last batch<"), html);
+    assertFalse(html.contains("since the beginning"), html);
+  }
 }

@@ -13,7 +13,7 @@ import org.espalier.online.OnlineLearner;
 /**
  * The numbers of a learner for Micrometer: {@code espalier.examples.seen}, {@code .learned} and {@code
  * .removed}, {@code espalier.steps}, {@code espalier.version}, {@code espalier.slots}, events by kind,
- * and the prequential metrics as {@code espalier.metric}. Not to be bound to a learner that was closed.
+ * and the prequential metrics, with the distance of the last batch, as {@code espalier.metric}. Not to be bound to a learner that was closed.
  */
 public final class LearnerMetrics implements MeterBinder {
   private static final List<String> METRICS =
@@ -71,7 +71,7 @@ public final class LearnerMetrics implements MeterBinder {
       }
       Gauge.builder("espalier.metric", learner, l -> l.metrics().getOrDefault(name, Double.NaN))
           .tag("name", name)
-          .description("Prequential metrics")
+          .description("Prequential metrics; the distance is that of the last batch")
           .register(registry);
     }
     for (Event.Kind kind : Event.Kind.values()) {

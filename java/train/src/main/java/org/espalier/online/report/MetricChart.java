@@ -185,8 +185,15 @@ final class MetricChart {
         LEFT + 10 + 150 * k,
         STYLES[k],
         LEFT + 37 + 150 * k,
-        name.endsWith("_fading")
-            ? "fading"
-            : name.endsWith("_window") ? "window" : "since the beginning");
+        legend(name));
+  }
+
+  private static String legend(String name) {
+    if (name.equals("distance")) {
+      return "the last batch";
+    }
+    return name.endsWith("_fading")
+        ? "fading"
+        : name.endsWith("_window") ? "window" : "since the beginning";
   }
 }
