@@ -298,7 +298,7 @@ class OnlineTest {
     recipe("loss: squared\nlearning-rate: 1\nguard:\n  norm: {factor: 0.5}\n");
     refused("line 4: guard.norm: factor 0.5", "--input", input, "--recipe", recipe);
     recipe("loss: squared\nlearning-rate: 1\nseed: 1.5\n");
-    refused("line 3: seed is 1.5; an integer", "--input", input, "--recipe", recipe);
+    refused("line 3: seed is '1.5'; an integer", "--input", input, "--recipe", recipe);
     recipe("loss: squared\nloss: squared\nlearning-rate: 1\n");
     refused("line 2: loss occurs twice", "--input", input, "--recipe", recipe);
     recipe("loss: [\n");

@@ -2,6 +2,7 @@ package org.espalier.image;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTimeoutPreemptively;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -125,6 +126,8 @@ class ImageFileTest {
       Path cut = folder.resolve(name);
       Files.write(cut, Arrays.copyOf(whole, whole.length / 2));
       assertTrue(failure(cut).startsWith("the image " + cut), failure(cut));
+      assertTrue(failure(cut).contains("cut off"), failure(cut));
+      assertFalse(failure(cut).contains("Exception"), failure(cut));
     }
   }
 

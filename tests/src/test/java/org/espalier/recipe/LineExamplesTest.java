@@ -138,4 +138,31 @@ class LineExamplesTest {
           e::getMessage);
     }
   }
+
+  private LineExamples json(String line) throws IOException {
+    Path file = Files.writeString(folder.resolve("rows.jsonl"), line);
+    return LineExamples.read(file, Recipe.Task.AUTO, new ClassOrder(List.of(), List::of), Map.of());
+  }
+
+  /** As in lines that are learned online. */
+  @Test
+  void numbersThatJsonDoesNotHaveAreStrings() throws IOException {
+    LineExamples read =
+        json(
+            "{\"features\": [\"NaN\", \"Infinity\", \"-Infinity\", NaN], \"values\": [\"NaN\","
+                + " 2]}");
+    assertArrayEquals(
+        new double[] {Double.NaN, Double.POSITIVE_INFINITY, Double.NEGATIVE_INFINITY, Double.NaN},
+        read.lines().get(0).features());
+    assertArrayEquals(new float[] {Float.NaN, 2}, ((Labels.Numbers) read.labels()).values());
+    for (String wrong :
+        List.of(
+            "{\"features\": [\"nan\"]}",
+            "{\"features\": [\"1\"]}",
+            "{\"features\": [1], \"values\": [\"Infinity\"]}",
+            "{\"features\": [1], \"values\": [\"2\"]}",
+            "{\"features\": [1], \"label\": \"NaN\"}")) {
+      assertThrows(InputException.class, () -> json(wrong), wrong);
+    }
+  }
 }

@@ -29,6 +29,7 @@ import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.format.CsvLine;
 import org.espalier.format.InputFile;
+import org.espalier.format.JsonNumbers;
 import org.espalier.format.JsonReason;
 import org.espalier.format.Names;
 
@@ -36,7 +37,7 @@ import org.espalier.format.Names;
  * An example of a file of lines, as those that are learned online: of JSON, {@code {"text": "…", "label": 1}}, {@code
  * {"tokens": ["Angela", "spoke"], "tags": ["B-PER", "O"]}}, {@code {"image": "cats/1.jpg", "label": "cat"}}, {@code
  * {"features": [0.5, 2], "label": 1}} or {@code {"inputs": {"user": 17, "dense": [0.5, 2]}, "values": [0.5]}}. Other keys are
- * ignored; null is as if the key were not there, among numbers it is NaN. Or of CSV, or of CoNLL's columns.
+ * ignored; null is as if the key were not there, among numbers it is NaN. Numbers may be NaN, Infinity and -Infinity, bare or as strings. Or of CSV, or of CoNLL's columns.
  *
  * @param text null where there is none
  * @param second a text that is read together with it, {@code "text_pair"}; null where there is none
@@ -385,10 +386,14 @@ public record ExampleLine(
     if (token == JsonToken.VALUE_NULL) {
       return Double.NaN;
     }
-    if (token == null || !token.isNumeric()) {
+    if (token != null && token.isNumeric()) {
+      return parser.getDoubleValue();
+    }
+    Float named = token == JsonToken.VALUE_STRING ? JsonNumbers.ofString(parser.getText()) : null;
+    if (named == null) {
       throw new InputException(name + " holds something that is no number");
     }
-    return parser.getDoubleValue();
+    return named;
   }
 
   /**

@@ -120,7 +120,7 @@ final class ImageFile {
     } catch (IOException | RuntimeException e) {
       // What readers throw at damaged files is of many kinds.
       throw new InputException(
-          "the image " + name + " cannot be read: " + e.getClass().getSimpleName() + reason(e), e);
+          "the image " + name + " cannot be read: it is damaged or cut off" + reason(e), e);
     } catch (OutOfMemoryError e) {
       throw tooLarge(name, e);
     }
@@ -151,8 +151,9 @@ final class ImageFile {
         e);
   }
 
+  /** What a reader says of a file; what it fails with in other ways says nothing to its users. */
   private static String reason(Exception e) {
-    return e.getMessage() == null ? "" : ": " + e.getMessage();
+    return e instanceof IOException && e.getMessage() != null ? " (" + e.getMessage() + ")" : "";
   }
 
   private static Pixels read(ImageReader reader, ImageInputStream in, String name, Size size)

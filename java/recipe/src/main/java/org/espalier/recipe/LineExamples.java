@@ -27,6 +27,7 @@ import org.espalier.evaluate.TextTokenizer;
 import org.espalier.evaluate.TextTokenizer.Tokens;
 import org.espalier.format.ComputedList;
 import org.espalier.format.CsvLine;
+import org.espalier.format.JsonNumbers;
 import org.espalier.format.Names;
 import org.espalier.format.NearNames;
 import org.espalier.format.onnx.MissingValues;
@@ -559,8 +560,9 @@ public record LineExamples(
       if (given.isBoolean()) {
         return given.booleanValue() ? 1 : 0;
       }
-      double value = given.isNumber() ? given.doubleValue() : Double.POSITIVE_INFINITY;
-      return finite(value, given.toString(), key, line);
+      Float word = key.equals("values") ? JsonNumbers.ofString(given.asText()) : null;
+      double other = word == null ? Double.POSITIVE_INFINITY : word;
+      return finite(given.isNumber() ? given.doubleValue() : other, given.toString(), key, line);
     }
 
     private double finite(double value, String given, String key, int line) {

@@ -474,7 +474,11 @@ public final class RecipeSchema {
             "The course of the learning rate after the warm-up."),
         optional(
             "warmup", SHARE_BELOW_1, "0.05", "The share of the steps over which the rate rises."),
-        optional("last-rate", SHARE, "0", "The share of the rate that the last step has."),
+        optional(
+            "last-rate",
+            SHARE,
+            "0",
+            "The share of the rate that its course reaches one step after the last."),
         optional("weight-decay", new Real(0, true, 100, true), "0", "Of the optimizer."),
         optional("momentum", SHARE_BELOW_1, "0.9", "Of sgd."),
         optional("nesterov", new Flag(), "false", "Of sgd."),

@@ -15,6 +15,7 @@ import java.util.function.BiFunction;
 import java.util.stream.Stream;
 import org.espalier.InputException;
 import org.espalier.format.CsvLine;
+import org.espalier.format.JsonNumbers;
 import org.espalier.format.JsonReason;
 import org.espalier.format.Names;
 import org.espalier.format.NearNames;
@@ -308,12 +309,11 @@ public final class ExampleLines {
       }
       return Float.NaN;
     }
-    return switch (token == JsonToken.VALUE_STRING ? parser.getText() : "") {
-      case "NaN" -> Float.NaN;
-      case "Infinity" -> Float.POSITIVE_INFINITY;
-      case "-Infinity" -> Float.NEGATIVE_INFINITY;
-      default -> throw new InputException(name + " holds something that is no number");
-    };
+    Float named = token == JsonToken.VALUE_STRING ? JsonNumbers.ofString(parser.getText()) : null;
+    if (named == null) {
+      throw new InputException(name + " holds something that is no number");
+    }
+    return named;
   }
 
   /** What is said of a value that is not there and must be. */

@@ -95,18 +95,18 @@ public record OnlineRecipe(
     Loss loss = loss(top);
     OnlineSettings.Builder builder =
         OnlineSettings.builder(loss, rate(top))
-            .momentum(top.number("momentum", 0))
-            .weightDecay(top.number("weight-decay", 0))
-            .batch(top.integer("batch", 32))
-            .publishEvery(top.integer("publish-every", 1))
-            .averaging(top.number("averaging", 0))
+            .momentum(top.share("momentum", 0))
+            .weightDecay(decay(top))
+            .batch(top.count("batch", 32, OnlineSettings.MOST_BATCH))
+            .publishEvery(top.count("publish-every", 1, Integer.MAX_VALUE))
+            .averaging(top.share("averaging", 0))
             .only(new HashSet<>(top.texts("only")))
             .keepZeros(top.flag("keep-zeros", false))
             .int8(top.flag("int8", false))
             .sparseRows(top.choice("sparse-rows", OnlineSettings.SparseRows.class, "auto"))
-            .window(top.integer("window", 1000))
-            .fade(top.number("fade", 0.995))
-            .seed(top.integer("seed", 1))
+            .window(top.count("window", 1000, OnlineSettings.MOST_WINDOW))
+            .fade(fade(top))
+            .seed(top.wide("seed", 1))
             .guard(guard(top));
     addOptional(builder, top);
     RecipeSection model = top.section("model");
@@ -121,6 +121,22 @@ public record OnlineRecipe(
     top.finish();
     return new OnlineRecipe(
         top.checked(builder::build), inputs, outputs, classes, hidden, activation, text);
+  }
+
+  private static double decay(RecipeSection top) {
+    double decay = top.number("weight-decay", 0);
+    if (!(decay >= 0 && decay <= Float.MAX_VALUE)) {
+      throw top.wrongKey("weight-decay", "is " + decay + "; 0 or more is right");
+    }
+    return decay;
+  }
+
+  private static double fade(RecipeSection top) {
+    double fade = top.share("fade", 0.995);
+    if (fade == 0) {
+      throw top.wrongKey("fade", "is 0; above 0 and below 1 is right");
+    }
+    return fade;
   }
 
   private static ClassNames classes(RecipeSection top, Loss loss) {
@@ -424,6 +440,10 @@ public record OnlineRecipe(
   }
 
   private static Privacy privacy(RecipeSection section) {
+    if (section.has("noise") && section.has("epsilon")) {
+      throw section.wrongKey(
+          "noise", "is beside epsilon, which follows from it; one of the two is right");
+    }
     double delta = section.number("delta");
     double clip = section.number("clip");
     int contributions = section.integer("contributions", 1);

@@ -54,6 +54,10 @@ public record OnlineSettings(
     int window,
     double fade,
     long seed) {
+  static final int MOST_BATCH = 1 << 20;
+
+  static final int MOST_WINDOW = 1 << 24;
+
   /**
    * Loshchilov and Hutter, "Decoupled weight decay regularization" (2019).
    *
@@ -143,8 +147,9 @@ public record OnlineSettings(
         weightDecay >= 0 && weightDecay <= Float.MAX_VALUE,
         "weight decay " + weightDecay + "; 0 or more is right");
     check(adamW == null || momentum == 0, "AdamW has moments of its own: no momentum beside it");
-    check(batch >= 1 && batch <= 1 << 20, "batch " + batch);
-    check(publishEvery >= 1, "publish every " + publishEvery + " steps");
+    check(
+        batch >= 1 && batch <= MOST_BATCH, "batch " + batch + "; 1 to " + MOST_BATCH + " is right");
+    check(publishEvery >= 1, "publish every " + publishEvery + " steps; 1 or more is right");
     check(averaging >= 0 && averaging < 1, "averaging " + averaging + "; [0, 1) is right");
     check(averaging == 0 || !int8, "averaged weights are not on the int8 grid: not both");
     check(
@@ -154,7 +159,9 @@ public record OnlineSettings(
         privacy == null || sparseRows != SparseRows.ALWAYS,
         "private learning adds noise to all rows, or it would tell which were read: no sparse rows"
             + " with privacy");
-    check(window >= 1 && window <= 1 << 24, "window " + window);
+    check(
+        window >= 1 && window <= MOST_WINDOW,
+        "window " + window + "; 1 to " + MOST_WINDOW + " is right");
     check(fade > 0 && fade < 1, "fade " + fade + "; (0, 1) is right");
     if (constraint != null) {
       constraint.check(loss);

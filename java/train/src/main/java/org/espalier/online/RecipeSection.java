@@ -26,6 +26,9 @@ import org.yaml.snakeyaml.nodes.SequenceNode;
 
 /** A mapping of a recipe, whose keys are asked for one by one. What it holds may be anything; errors name line and key. Not for several threads. */
 final class RecipeSection {
+  /** Up to here floating point has all integers. */
+  private static final double MOST_EXACT = 1L << 53;
+
   private final String path;
   private final String where;
   private final Node node;
@@ -192,12 +195,49 @@ final class RecipeSection {
     return has(key) ? number(key) : otherwise;
   }
 
+  /** A number from 0 on that is below 1. */
+  double share(String key, double otherwise) {
+    double value = number(key, otherwise);
+    if (!(value >= 0 && value < 1)) {
+      throw wrongKey(key, "is " + value + "; 0 or more and below 1 is right");
+    }
+    return value;
+  }
+
   int integer(String key) {
     double value = number(key);
     if (value != Math.rint(value) || Math.abs(value) > Integer.MAX_VALUE) {
-      throw wrongKey(key, "is " + value + "; an integer is right");
+      throw wrongKey(
+          key, "is '" + text(key) + "'; an integer up to " + Integer.MAX_VALUE + " is right");
     }
     return (int) value;
+  }
+
+  /** An integer from 1 to a most one. */
+  int count(String key, int otherwise, int most) {
+    int value = integer(key, otherwise);
+    if (value < 1 || value > most) {
+      throw wrongKey(key, "is " + value + "; 1 to " + most + " is right");
+    }
+    return value;
+  }
+
+  /** An integer of 64 bits. */
+  long wide(String key, long otherwise) {
+    asked.add(key);
+    if (!has(key)) {
+      return otherwise;
+    }
+    String text = text(key);
+    try {
+      return Long.parseLong(text);
+    } catch (NumberFormatException e) {
+      double value = number(key); // as 1e3
+      if (value != Math.rint(value) || Math.abs(value) > MOST_EXACT) {
+        throw wrongKey(key, "is '" + text + "'; an integer up to " + Long.MAX_VALUE + " is right");
+      }
+      return (long) value;
+    }
   }
 
   int integer(String key, int otherwise) {

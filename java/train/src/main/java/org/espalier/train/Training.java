@@ -139,7 +139,7 @@ public record Training(
    *
    * @param shape the course after the rise
    * @param warmup the share of the steps that the rise takes, in [0, 1)
-   * @param last the share of the learning rate at the last step, in [0, 1]
+   * @param last the share of the learning rate that the course reaches one step after the last, in [0, 1]
    */
   public record Schedule(Shape shape, double warmup, double last) {
     /** The course of the learning rate. */
