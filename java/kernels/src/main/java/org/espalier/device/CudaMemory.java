@@ -1,5 +1,6 @@
 package org.espalier.device;
 
+import java.lang.ref.Reference;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.IntPointer;
@@ -128,6 +129,7 @@ public final class CudaMemory implements AutoCloseable {
   /** Queues a copy of {@code bytes} bytes from there to byte {@code offset} and on. */
   public void copyFrom(long offset, Pointer source, long bytes, CudaStream stream) {
     copy(at(offset, bytes), source, bytes, stream);
+    Reference.reachabilityFence(this);
   }
 
   /** Queues a copy of the first {@code bytes} bytes to host memory or to memory of this device. */
@@ -138,6 +140,7 @@ public final class CudaMemory implements AutoCloseable {
   /** Queues a copy of {@code bytes} bytes from byte {@code offset} on. */
   public void copyTo(long offset, Pointer destination, long bytes, CudaStream stream) {
     copy(destination, at(offset, bytes), bytes, stream);
+    Reference.reachabilityFence(this);
   }
 
   private Pointer at(long offset, long bytes) {
@@ -157,6 +160,7 @@ public final class CudaMemory implements AutoCloseable {
   public void zero(CudaStream stream) {
     stream.device().makeCurrent();
     Status.checkCuda(espalier_cuda.esp_cuda_fill_zero(pointer(), bytes(), stream.handle()));
+    Reference.reachabilityFence(this);
   }
 
   /** Frees the memory. Closing twice does nothing. */
