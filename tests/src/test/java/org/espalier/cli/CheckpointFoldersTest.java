@@ -301,7 +301,7 @@ export: {formats: [compressed-tensors]}
     String was = Files.readString(config);
     for (String[] wrong :
         new String[][] {
-          {was.replace("mpnet", "t5"), "model_type is 't5', which is not known here"},
+          {was.replace("mpnet", "rwkv"), "model_type is 'rwkv', which is not known here"},
           {"[1]", "config.json is not a JSON object"},
           {was.replace("\"vocab_size\": 41", "\"vocab_size\": 42"), "is right by its config.json"}
         }) {
