@@ -22,7 +22,8 @@ public final class Libtorch {
   private Libtorch() {}
 
   /**
-   * Loads libtorch once; later calls cost nothing.
+   * Loads libtorch once; later calls cost nothing. Where its convolutions by oneDNN are wrong on this machine, it computes
+   * them without oneDNN from then on, in the whole process.
    *
    * @throws InputException where the cache directory of JavaCPP cannot be written
    * @throws IllegalStateException where the class path has libtorch for the CPU and for GPUs
@@ -134,6 +135,7 @@ public final class Libtorch {
           && System.getenv("OPENBLAS_NUM_THREADS") == null) {
         setThreads(1);
       }
+      OneDnn.leaveOutWhereWrong();
     }
 
     private static boolean has(String resource) {
