@@ -409,7 +409,7 @@ public final class RecipeSchema {
             new Flag(),
             "false",
             "Weights of uint8 about 128 instead of int8: exact on processors whose 8-bit products"
-                + " saturate, slower on others."),
+                + " saturate, a third slower on others."),
         optional("embeddings", new Flag(), "true", "Whether embedding tables are quantized."),
         optional(
             "fit",
