@@ -130,7 +130,7 @@ class SentencePoolingTest {
         "{} | mean | as ",
         "{\"pooling_mode\": \"max\"} | mean | max, which is not computed here",
         "{\"pooling_mode_weightedmean_tokens\": true} | mean | weightedmean, which is not",
-        "{\"pooling_mode\": [\"mean\", \"cls\"]} | mean | mean and cls, which is not computed here",
+        "{\"pooling_mode\": [\"mean\", \"cls\"]} | mean | cls and mean, which is not computed here",
         "{\"pooling_mode_cls_token\": true, \"pooling_mode_max_tokens\": true} | mean | cls and"
             + " max, which"
       })
@@ -147,9 +147,9 @@ class SentencePoolingTest {
   void modulesBehindThePoolingAreTold() throws IOException {
     Files.writeString(
         checkpoint.resolve("modules.json"),
-        MODULES.replace("models.Normalize", "models.Dense").replace("2_Normalize", "2_Dense"));
+        MODULES.replace("models.Normalize", "models.LayerNorm").replace("2_Normalize", "2_Norm"));
     String said = evaluate(checkpoint).err();
-    assertTrue(said.contains("modules that are not computed here (Dense)"), said);
+    assertTrue(said.contains("modules that are not computed here (LayerNorm)"), said);
     assertTrue(said.contains("pooled by last"), said);
   }
 
@@ -232,7 +232,9 @@ class SentencePoolingTest {
         model: {file: %s%s}
         data: {texts: checkpoint/texts.txt, train: 120, validation: 16, evaluation: 24}
         stages:
-          - {kind: quantize, steps: 8, batch: 16}
+          - kind: quantize
+            steps: 8
+            batch: 16
         """
             .formatted(model, more));
   }
@@ -302,5 +304,45 @@ class SentencePoolingTest {
         Run.resume(input, store, "--encoder", checkpoint, "--max-tokens", 40, "--pooling", "mean");
     assertEquals(2, run.code(), run.err());
     assertTrue(run.err().contains("has another encoder"), run.err());
+  }
+
+  /** Linear layers behind the pooling are part of each graph that is made of the folder. */
+  @Test
+  void linearLayersBehindThePoolingAreComputed() throws IOException {
+    Files.writeString(
+        checkpoint.resolve("modules.json"),
+        MODULES.replace(
+            "\"2_Normalize\", \"type\"",
+            "\"2_Dense\", \"type\": \"sentence_transformers.models.Dense\"},"
+                + " {\"path\": \"3_Normalize\", \"type\""));
+    SmallCheckpoint.writeDense(checkpoint.resolve("2_Dense"), 64, 24);
+    Path onnx = folder.resolve("model.onnx");
+    Path int8 = folder.resolve("int8.onnx");
+    Run run = Run.of("export", checkpoint, "-o", onnx).done();
+    assertFalse(run.out().contains("pooling"), run.out());
+    assertFalse(Files.exists(folder.resolve("model-modules.json")));
+    assertEquals(List.of("sentence_embedding"), List.copyOf(OnnxModel.read(onnx).outputNames()));
+    Run.of("quantize", checkpoint, "-o", int8, "--to", "onnx-dynamic", "--calibration", texts)
+        .done();
+    assertTrue(
+        OnnxModel.read(int8).initializer("2_Dense/linear.weight") == null, "is still a float");
+    run = Run.of("evaluate", checkpoint, int8, "--texts", texts, "--json").done();
+    assertFalse(run.err().contains("pooled"), run.err());
+    double cosine = run.json().path("cosine_mean").asDouble();
+    assertTrue(cosine > 0.99 && cosine < 1, run.out());
+
+    Path small = folder.resolve("small");
+    Run.of("quantize", checkpoint, "-o", small, "--to", "compressed-tensors").done();
+    run = Run.of("evaluate", checkpoint, small, "--texts", texts, "--json").done();
+    assertTrue(run.json().path("cosine_mean").asDouble() > 0.99, run.out());
+  }
+
+  /** What is made of a folder as a folder has its modules too. */
+  @Test
+  void foldersKeepTheirModules() throws IOException {
+    Path small = folder.resolve("small");
+    Run.of("quantize", checkpoint, "-o", small, "--to", "compressed-tensors").done();
+    String said = evaluate(small).err();
+    assertTrue(said.contains("pooled by last, as " + small.resolve("1_Pooling")), said);
   }
 }

@@ -14,6 +14,8 @@ import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.SafetensorsDtype;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Language models of each kind give in ONNX Runtime and in libtorch what plain loops compute of the same weights. */
 class DecoderTest {
@@ -141,6 +143,13 @@ class DecoderTest {
   }
 
   @Test
+  void gemmaThatLooksAhead() throws Exception {
+    SmallGemma model = new SmallGemma("gemma", ", \"use_bidirectional_attention\": true");
+    model.ahead = true;
+    model.compareStates(folder);
+  }
+
+  @Test
   void gemma2() throws Exception {
     SmallGemma model =
         new SmallGemma.Sandwich(
@@ -160,6 +169,22 @@ class DecoderTest {
             ", \"rope_theta\": 3000.0, \"rope_local_base_freq\": 200.0, \"sliding_window_pattern\":"
                 + " 2, \"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 8.0}")
         .compare(folder);
+  }
+
+  /** EmbeddingGemma: half of the window lies on either side. */
+  @ParameterizedTest
+  @ValueSource(ints = {3, 4, 11})
+  void gemma3ThatLooksAhead(int window) throws Exception {
+    SmallGemma model =
+        SmallGemma.gemma3(
+            ", \"use_bidirectional_attention\": true, \"rope_theta\": 3000.0,"
+                + " \"rope_local_base_freq\": 200.0, \"sliding_window_pattern\": 2,"
+                + " \"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 8.0}",
+            window);
+    model.ahead = true;
+    model.compareStates(folder);
+    model.compareClassifying(folder);
+    refused(model, "", "", "architectures");
   }
 
   /** As newer configurations say it. */

@@ -43,6 +43,9 @@ abstract class ReferenceDecoder {
   final int shared;
   final int width;
 
+  /** Whether tokens see those behind them too, of a window as many as before them. */
+  boolean ahead;
+
   ReferenceDecoder(int hidden, int heads, int shared, int width) {
     this.hidden = hidden;
     this.heads = heads;
@@ -227,7 +230,12 @@ abstract class ReferenceDecoder {
   final double[] seen(
       double[] q, double[][] k, double[][] v, int place, int window, double scale, double cap) {
     double[] out = new double[heads * width];
-    int from = window > 0 ? Math.max(0, place + 1 - window) : 0;
+    int before = ahead ? window / 2 : window - 1;
+    int from = window > 0 ? Math.max(0, place - before) : 0;
+    int to = ahead ? k.length : place + 1;
+    if (ahead && window > 0) {
+      to = Math.min(to, place + before + 1);
+    }
     for (int head = 0; head < heads; head++) {
       int own = head * width;
       int at = head / (heads / shared) * width;
@@ -238,7 +246,7 @@ abstract class ReferenceDecoder {
           },
           v,
           from,
-          place + 1,
+          to,
           own,
           at,
           width,

@@ -98,6 +98,13 @@ public final class SmallCheckpoint {
     model.weights().write(folder, model.config());
   }
 
+  /** Writes a module Dense of sentence-transformers, which ends with a tangent. */
+  public static void writeDense(Path folder, int in, int out) throws IOException {
+    SmallCheckpoint w = new SmallCheckpoint(5, SafetensorsDtype.F32);
+    w.linear("linear", in, out, true);
+    w.write(folder, "{\"in_features\": %d, \"out_features\": %d}".formatted(in, out));
+  }
+
   /** Writes a model of the kind of ModernBERT that fills in {@code SmallLanguage}'s words. */
   public static void writeFillingModel(Path folder) throws IOException {
     SmallModernBert model = new SmallModernBert("model.", "");

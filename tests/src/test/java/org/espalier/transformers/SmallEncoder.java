@@ -41,7 +41,7 @@ class SmallEncoder {
   static final int LABELS = 3;
 
   /** 1 is RoBERTa's padding, as 0 is others'. */
-  private static final int[][] TEXTS = {
+  static final int[][] TEXTS = {
     {3, 17, 2, 29, 8, 8, 21, 14, 9, 27, 5, 11, 20, 6, 2, 25, 13, 4, 19, 28, 7, 22},
     {5, 6, 7},
     {28, 2, 19, 12, 10}
@@ -297,7 +297,7 @@ class SmallEncoder {
     return weights;
   }
 
-  private Map<String, Tensor> inputs() {
+  final Map<String, Tensor> inputs() {
     int longest = TEXTS[0].length;
     long[] ids = new long[TEXTS.length * longest];
     long[] mask = new long[ids.length];

@@ -13,10 +13,15 @@ class SmallGemma extends SmallDecoder {
    * @param settings of that, or of bases 200 of others and 3000 of this one, whose angles are divided by 8
    */
   static SmallGemma gemma3(String settings) {
-    String all = ", \"query_pre_attn_scalar\": 24, \"sliding_window\": 3" + settings;
-    SmallGemma model = new Sandwich("gemma3_text", all, 0, 0);
+    return gemma3(settings, 3);
+  }
+
+  /** The same with another window. */
+  static SmallGemma gemma3(String settings, int window) {
+    String own = ", \"query_pre_attn_scalar\": 24, \"sliding_window\": " + window;
+    SmallGemma model = new Sandwich("gemma3_text", own + settings, 0, 0);
     model.headNorms = true;
-    model.windows = new int[] {3, 0, 3};
+    model.windows = new int[] {window, 0, window};
     double[] local = powers(200, WIDTH);
     double[] far = SmallCheckpoint.each(powers(3000, WIDTH), f -> f / 8);
     model.frequencies = new double[][] {local, far, local};

@@ -194,7 +194,7 @@ class TransformersModelTest {
         "\"partial_rotary_factor\": 0.4",
         "of heads of 16 numbers 6 are turned, which ONNX Runtime does by 16");
     refusedAs(
-        "gemma",
+        "gemma2",
         "\"use_bidirectional_attention\": true",
         "use_bidirectional_attention = true is not supported");
     refusedAs(

@@ -32,6 +32,19 @@ public final class FileTree {
   }
 
   /**
+   * Makes a folder, and those above it, where there is none.
+   *
+   * @throws InputException where that cannot be
+   */
+  public static void createFolder(Path folder) {
+    try {
+      Files.createDirectories(folder);
+    } catch (IOException e) {
+      throw InputException.of("cannot make the folder " + folder, e);
+    }
+  }
+
+  /**
    * Deletes a file, or a folder with all that is in it. Links are deleted, not followed. What another
    * thread or process deletes at the same time is no failure.
    *

@@ -96,7 +96,7 @@ class BertEncoder extends TextEncoder {
 
   /** What is added to the scores of each layer. */
   String scoreTerms(String ids, String mask) {
-    return hiding(mask);
+    return tokens.hiding(mask);
   }
 
   private String layer(String x, String path, String more) {
@@ -161,7 +161,7 @@ class BertEncoder extends TextEncoder {
 
   /** The rows of the table of places. */
   String positions(String ids) {
-    return places(ids);
+    return tokens.places(ids);
   }
 
   @Override
@@ -379,7 +379,7 @@ class BertEncoder extends TextEncoder {
       String byHead =
           g.node("Transpose", path, List.of(found), attribute("perm", new long[] {2, 0, 1}));
       String wide = g.node("Unsqueeze", path, List.of(byHead, g.wholes(0)));
-      return g.node("Add", path + "/mask", List.of(wide, hiding(mask)));
+      return g.node("Add", path + "/mask", List.of(wide, tokens.hiding(mask)));
     }
 
     /** By how far a token is behind another. */

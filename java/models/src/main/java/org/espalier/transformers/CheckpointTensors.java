@@ -31,11 +31,20 @@ final class CheckpointTensors {
               SafetensorsDtype.BF16, DataType.BFLOAT16));
 
   private final Checkpoint checkpoint;
+  private final String prefix;
   private final FileRegions regions = new FileRegions();
   private final Set<String> taken = new HashSet<>();
 
   CheckpointTensors(Checkpoint checkpoint) {
+    this(checkpoint, "");
+  }
+
+  /**
+   * @param prefix what the names of constants have in front of those of tensors
+   */
+  CheckpointTensors(Checkpoint checkpoint, String prefix) {
     this.checkpoint = checkpoint;
+    this.prefix = prefix;
   }
 
   /** What messages call the checkpoint. */
@@ -144,7 +153,7 @@ final class CheckpointTensors {
   private OnnxInitializer constant(TensorInfo info, DataType type, long[] dims) {
     Path file = checkpoint.fileOf(info.name()).path();
     long offset = checkpoint.fileOf(info.name()).offset(info);
-    return OnnxInitializer.inFile(info.name(), type, dims, file, offset, regions);
+    return OnnxInitializer.inFile(prefix + info.name(), type, dims, file, offset, regions);
   }
 
   private TensorInfo take(String name, Set<SafetensorsDtype> types, long... dims) {

@@ -52,7 +52,8 @@ final class ClipTextEncoder extends PreNormEncoder {
   void write(List<String> classes) {
     String ids = g.input("input_ids", TOKENS);
     String mask = g.input(MASK, TOKENS);
-    String more = g.node("Min", "seen", List.of(hiding(mask), later(distances(ids))));
+    String more =
+        g.node("Min", "seen", List.of(tokens.hiding(mask), tokens.later(tokens.distances(ids))));
     String x = layers(embedded(ids), base + "encoder.layers.", true, more);
     x = norm(x, base + "final_layer_norm");
     if (names(classes, ClipImageEncoder.PROJECTS)) {
@@ -68,7 +69,7 @@ final class ClipTextEncoder extends PreNormEncoder {
     String found = g.node("Gather", path, List.of(words, ids));
     path = base + "embeddings.position_embedding";
     String rows = g.weight(path + ".weight", config.size("max_position_embeddings"), hidden);
-    String place = g.node("Gather", path, List.of(rows, places(ids)));
+    String place = g.node("Gather", path, List.of(rows, tokens.places(ids)));
     return g.node("Add", path, List.of(found, place));
   }
 

@@ -79,7 +79,7 @@ final class DebertaEncoder extends BertEncoder {
     if (rowWidth() != hidden) {
       x = g.linear(x, path + ".embed_proj", rowWidth(), hidden, false);
     }
-    return g.node("Mul", path, List.of(norm(x, path + ".LayerNorm"), kept(mask)));
+    return g.node("Mul", path, List.of(norm(x, path + ".LayerNorm"), tokens.kept(mask)));
   }
 
   @Override
@@ -108,7 +108,7 @@ final class DebertaEncoder extends BertEncoder {
     if (keysSeeDistance) {
       ofKeys = rows(ids, path + "/keys", size, distance -> row(-bucket(distance)));
     }
-    return hiding(mask);
+    return tokens.hiding(mask);
   }
 
   /** Rows by distance, [batch, heads, tokens, tokens]. */

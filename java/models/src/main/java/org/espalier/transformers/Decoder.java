@@ -83,19 +83,20 @@ abstract class Decoder {
   final GraphWriter g;
   final Sizes sizes;
   final long words;
+  private final Tokens tokens;
   private Gives gives;
-
-  /** The place of the last token of each text. */
-  private String last;
-
-  private String lastAsInt32;
-  private String totalAsInt32;
 
   Decoder(Configuration config, GraphWriter g, Sizes sizes) {
     this.config = config;
     this.g = g;
     this.sizes = sizes;
     words = config.size("vocab_size");
+    tokens = new Tokens(g);
+  }
+
+  /** Whether tokens see those behind them too, as those of an encoder. */
+  boolean looksAhead() {
+    return false;
   }
 
   /** Looks up the words of texts, [batch, tokens]. */
@@ -116,11 +117,14 @@ abstract class Decoder {
    */
   final void write(List<String> classes) {
     gives = gives(classes);
+    if (looksAhead() && gives == Gives.WORDS) {
+      throw new InputException(
+          config.place()
+              + ": tokens see those behind them, so that no word follows from those before it;"
+              + " …Model or …ForSequenceClassification is right in architectures");
+    }
     g.input(IDS, "sequence_length");
     g.input(MASK, gives == Gives.WORDS ? "total_sequence_length" : "sequence_length");
-    last = g.node("Sub", MASK, List.of(lengths(), g.wholes(1)));
-    lastAsInt32 = asInt32(last, MASK + "/last");
-    totalAsInt32 = asInt32(totalLength(), MASK + "/total");
     String x = embedded(IDS);
     for (long n = 0; n < sizes.layers(); n++) {
       x = layer(x, n);
@@ -167,13 +171,20 @@ abstract class Decoder {
     declare.accept(name, new Object[] {"batch_size", sizes.shared(), tokens, sizes.width()});
   }
 
+  /** The place of the last token of each text. */
+  private String last() {
+    String path = MASK + "/last";
+    return g.once(path, () -> g.node("Sub", path, List.of(lengths(), g.wholes(1))));
+  }
+
   private String asInt32(String x, String path) {
-    return g.node("Cast", path, List.of(x), attribute("to", DataType.INT32_VALUE));
+    return g.once(
+        path, () -> g.node("Cast", path, List.of(x), attribute("to", DataType.INT32_VALUE)));
   }
 
   /** The logits of each text's last token. */
   private String classified(String x) {
-    String place = g.node("Unsqueeze", MASK + "/last", List.of(last, g.wholes(1)));
+    String place = g.node("Unsqueeze", MASK + "/last", List.of(last(), g.wholes(1)));
     String state = g.node("GatherND", "score", List.of(x, place), attribute("batch_dims", 1L));
     return g.linear(state, "score", sizes.hidden(), config.labels(), false);
   }
@@ -210,6 +221,10 @@ abstract class Decoder {
    * @param products queries, keys and values, or one value of all
    */
   final String attend(List<String> products, String path, long layer, Attention how) {
+    return looksAhead() ? attendAll(products, path, how) : attendBefore(products, path, layer, how);
+  }
+
+  private String attendBefore(List<String> products, String path, long layer, Attention how) {
     List<String> inputs = new ArrayList<>(products);
     while (inputs.size() < 3) {
       inputs.add("");
@@ -217,8 +232,8 @@ abstract class Decoder {
     for (String what : List.of(".key", ".value")) {
       inputs.add(gives == Gives.WORDS ? "past_key_values." + layer + what : "");
     }
-    inputs.add(lastAsInt32);
-    inputs.add(totalAsInt32);
+    inputs.add(asInt32(last(), MASK + "/last/int32"));
+    inputs.add(asInt32(totalLength(), MASK + "/total"));
     List<AttributeProto> attributes = new ArrayList<>();
     attributes.add(attribute("num_heads", sizes.heads()));
     attributes.add(attribute("kv_num_heads", sizes.shared()));
@@ -245,5 +260,60 @@ abstract class Decoder {
         List.of(seen, "present." + layer + ".key", "present." + layer + ".value"),
         attributes.toArray(AttributeProto[]::new));
     return seen;
+  }
+
+  /**
+   * Attention in both directions: to all tokens, or to {@code window / 2} on either side. The heads of queries that share one
+   * of keys and values lie beside each other, so that nothing is repeated.
+   */
+  private String attendAll(List<String> products, String path, Attention how) {
+    long group = sizes.heads() / sizes.shared();
+    String q =
+        grouped(turned(products.get(0), path + "/q", how), path + "/q", group, 0, 2, 3, 1, 4);
+    String k = grouped(turned(products.get(1), path + "/k", how), path + "/k", 1, 0, 2, 3, 4, 1);
+    String v = grouped(products.get(2), path + "/v", 1, 0, 2, 3, 1, 4);
+    String scores = g.node("MatMul", path + "/scores", List.of(q, k));
+    String scaled = g.node("Mul", path, List.of(scores, g.number((float) how.scale())));
+    String more = how.window() > 0 ? near(how.window() / 2) : hidden();
+    String seen = g.node("Add", path + "/mask", List.of(scaled, more));
+    String shares = g.node("Softmax", path, List.of(seen), attribute("axis", -1L));
+    String values = g.node("MatMul", path + "/values", List.of(shares, v));
+    String together = path + "/together";
+    String rows =
+        g.node(
+            "Transpose", together, List.of(values), attribute("perm", new long[] {0, 3, 1, 2, 4}));
+    return g.node(
+        "Reshape", together, List.of(rows, g.wholes(0, 0, sizes.heads() * sizes.width())));
+  }
+
+  /** Products [batch, tokens, heads · width], apart as [batch, tokens, shared, group, width] and in another order. */
+  private String grouped(String products, String path, long group, long... order) {
+    List<String> inputs = List.of(products, g.wholes(0, 0, sizes.shared(), group, sizes.width()));
+    String apart = g.node("Reshape", path, inputs);
+    return g.node("Transpose", path, List.of(apart), attribute("perm", order));
+  }
+
+  /** Queries or keys turned by their places. */
+  private String turned(String products, String path, Attention how) {
+    String turned = path + "/RotaryEmbedding";
+    Rotary rotary = how.rotary();
+    g.runtimeNode(
+        "RotaryEmbedding",
+        path,
+        List.of(products, g.wholes(0), rotary.cosines(), rotary.sines()),
+        List.of(turned));
+    return turned;
+  }
+
+  /** What is added to scores: 0, and the least float where a token is hidden: [batch, 1, 1, 1, tokens]. */
+  private String hidden() {
+    String path = MASK + "/hidden";
+    return g.once(path, () -> g.node("Unsqueeze", path, List.of(tokens.hiding(MASK), g.wholes(1))));
+  }
+
+  /** The same where only so many on either side are seen: [batch, 1, 1, tokens, tokens]. */
+  private String near(long most) {
+    String path = MASK + "/near/" + most;
+    return g.once(path, () -> g.node("Min", path, List.of(hidden(), tokens.strangers(IDS, most))));
   }
 }

@@ -2,7 +2,6 @@ package org.espalier.transformers;
 
 import static org.espalier.format.onnx.Attributes.attribute;
 
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.List;
 
 /** One model of tokens, of texts or of images. */
@@ -58,6 +57,7 @@ abstract class Encoder {
   final long hidden;
   final double epsilon;
   final String activation;
+  final Tokens tokens;
 
   Encoder(Configuration config, GraphWriter g, Sizes sizes, double epsilon, String activation) {
     this.config = config;
@@ -66,6 +66,7 @@ abstract class Encoder {
     this.epsilon = epsilon;
     this.activation = activation;
     hidden = sizes.hidden();
+    tokens = new Tokens(g);
   }
 
   /**
@@ -172,50 +173,5 @@ abstract class Encoder {
         List.of(x),
         attribute("axes", new long[] {1}),
         attribute("keepdims", 0L));
-  }
-
-  /** The places of tokens, [tokens]. */
-  final String places(String ids) {
-    return g.once(
-        "position_ids",
-        () -> g.node("Range", "position_ids", List.of(g.whole(0), g.length(ids, 1), g.whole(1))));
-  }
-
-  /** How far the first of two tokens is behind the second, [tokens, tokens]. */
-  final String distances(String ids) {
-    return distances(places(ids), places(ids));
-  }
-
-  /**
-   * The same of tokens among others.
-   *
-   * @param from the places of the first, [tokens]
-   * @param to those of the second
-   */
-  final String distances(String from, String to) {
-    String path = "distances";
-    return g.once(
-        path,
-        () -> {
-          String row = g.node("Unsqueeze", path + "/to", List.of(to, g.wholes(0)));
-          String column = g.node("Unsqueeze", path + "/from", List.of(from, g.wholes(1)));
-          return g.node("Sub", path, List.of(column, row));
-        });
-  }
-
-  /** The least float where the second of two tokens is behind the first, else 0. */
-  final String later(String distances) {
-    String path = "later";
-    String behind = g.node("Less", path, List.of(distances, g.whole(0)));
-    String one = g.node("Cast", path, List.of(behind), attribute("to", DataType.FLOAT_VALUE));
-    return g.node("Mul", path, List.of(one, g.number(-Float.MAX_VALUE)));
-  }
-
-  /** What is added to scores: 0, and the least float where a token is hidden: [batch, 1, 1, tokens]. */
-  final String hiding(String mask) {
-    String wide = g.node("Unsqueeze", MASK, List.of(mask, g.wholes(1, 2)));
-    String seen = g.node("Cast", MASK, List.of(wide), attribute("to", DataType.FLOAT_VALUE));
-    String hidden = g.node("Sub", MASK, List.of(g.number(1), seen));
-    return g.node("Mul", MASK, List.of(hidden, g.number(-Float.MAX_VALUE)));
   }
 }

@@ -175,7 +175,7 @@ abstract class EncoderDecoder extends Encoder {
   /** Declares texts, and gives 0, and the least float where a token is hidden. */
   private String texts() {
     g.input(IDS, TOKENS);
-    return hiding(g.input(MASK, TOKENS));
+    return tokens.hiding(g.input(MASK, TOKENS));
   }
 
   /** Attention among the tokens of a text. */
@@ -204,8 +204,8 @@ abstract class EncoderDecoder extends Encoder {
 
   private void writeDecoder() {
     g.input(IDS, TOKENS);
-    String read = readsTexts() ? hiding(g.input(READ_MASK, READ_TOKENS)) : null;
-    String terms = scoreTerms(later(distances()));
+    String read = readsTexts() ? tokens.hiding(g.input(READ_MASK, READ_TOKENS)) : null;
+    String terms = scoreTerms(tokens.later(distances()));
     String x = embedded();
     for (long n = 0; n < sizes.layers(); n++) {
       long layer = n;
@@ -268,7 +268,7 @@ abstract class EncoderDecoder extends Encoder {
   /** The places of tokens, behind those that were read before: [tokens]. */
   final String ownPlaces() {
     if (part == Part.ENCODER) {
-      return places(IDS);
+      return tokens.places(IDS);
     }
     String path = "position_ids";
     return g.once(
@@ -287,12 +287,12 @@ abstract class EncoderDecoder extends Encoder {
   /** How far a token is behind each that it may see. */
   final String distances() {
     if (part == Part.ENCODER) {
-      return distances(IDS);
+      return tokens.distances(IDS);
     }
     String path = "all_position_ids";
     String all =
         g.once(path, () -> g.node("Range", path, List.of(g.whole(0), total(), g.whole(1))));
-    return distances(ownPlaces(), all);
+    return tokens.distances(ownPlaces(), all);
   }
 
   /**

@@ -15,7 +15,11 @@ class GemmaDecoder extends LlamaDecoder {
         config.withDefaults(
             Map.of("head_dim", 256, "hidden_act", GELU, "tie_word_embeddings", true)),
         g);
-    config.refuse("use_bidirectional_attention");
+  }
+
+  @Override
+  final boolean looksAhead() {
+    return config.flag("use_bidirectional_attention", false);
   }
 
   @Override
@@ -73,6 +77,7 @@ class GemmaDecoder extends LlamaDecoder {
       super(
           config.withDefaults(Map.of("attn_logit_softcapping", 50, "final_logit_softcapping", 30)),
           g);
+      config.refuse("use_bidirectional_attention");
     }
 
     @Override
@@ -86,7 +91,10 @@ class GemmaDecoder extends LlamaDecoder {
     }
   }
 
-  /** Gemma 3: norms of heads, more layers with windows, which are turned by their own base, and no cap of scores. */
+  /**
+   * Gemma 3: norms of heads, more layers with windows, which are turned by their own base, and no cap of scores. That of
+   * EmbeddingGemma reads texts in both directions.
+   */
   static final class Gemma3 extends Later {
     private final Configuration angles;
 

@@ -6,13 +6,17 @@ import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
 import ai.onnx.proto.OnnxMl.OperatorSetIdProto;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
+import ai.onnx.proto.OnnxMl.TensorShapeProto;
 import ai.onnx.proto.OnnxMl.TypeProto;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.function.Supplier;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
@@ -42,6 +46,7 @@ final class GraphWriter {
   private final Map<String, OnnxInitializer> tensors = new LinkedHashMap<>();
   private final Map<String, String> written = new LinkedHashMap<>();
   private final List<String> told = new ArrayList<>();
+  private final Set<Path> files = new HashSet<>();
   private boolean usesRuntime;
 
   /**
@@ -50,6 +55,7 @@ final class GraphWriter {
   GraphWriter(CheckpointTensors checkpoint, WeightLayout layout) {
     this.checkpoint = checkpoint;
     this.layout = layout;
+    files.addAll(checkpoint.files());
   }
 
   /**
@@ -111,6 +117,30 @@ final class GraphWriter {
   /** Gives out a value that a node has made under this name. */
   void declareOutput(String name, Object... dims) {
     graph.addOutput(value(name, DataType.FLOAT, dims));
+  }
+
+  /**
+   * Takes an output back, so that more is computed of its value.
+   *
+   * @return how long its last axis is, or -1 where there is no such output, or its last length is not known
+   */
+  long takeOutput(String name) {
+    for (int i = 0; i < graph.getOutputCount(); i++) {
+      if (graph.getOutput(i).getName().equals(name)) {
+        TensorShapeProto shape = graph.getOutput(i).getType().getTensorType().getShape();
+        TensorShapeProto.Dimension last = shape.getDim(shape.getDimCount() - 1);
+        if (last.hasDimValue()) {
+          graph.removeOutput(i);
+          return last.getDimValue();
+        }
+      }
+    }
+    return -1;
+  }
+
+  /** Whether the graph takes an input of this name. */
+  boolean hasInput(String name) {
+    return graph.getInputList().stream().anyMatch(input -> input.getName().equals(name));
   }
 
   private static ValueInfoProto value(String name, DataType type, Object... dims) {
@@ -193,6 +223,11 @@ final class GraphWriter {
             () ->
                 node(
                     "Cast", name, List.of(name), Attributes.attribute("to", DataType.FLOAT_VALUE)));
+  }
+
+  /** Tensors of another checkpoint that the graph has too lie in these files. */
+  void addFiles(Set<Path> more) {
+    files.addAll(more);
   }
 
   /** What is written at most once. */
@@ -422,6 +457,6 @@ final class GraphWriter {
       model.addOpsetImport(OperatorSetIdProto.newBuilder().setDomain(RUNTIME).setVersion(1));
     }
     List<OnnxInitializer> all = new ArrayList<>(tensors.values());
-    return OnnxModel.of(model.build(), checkpoint.place(), all, checkpoint.files());
+    return OnnxModel.of(model.build(), checkpoint.place(), all, files);
   }
 }

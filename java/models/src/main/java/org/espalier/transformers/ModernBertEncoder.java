@@ -1,8 +1,5 @@
 package org.espalier.transformers;
 
-import static org.espalier.format.onnx.Attributes.attribute;
-
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -54,25 +51,19 @@ final class ModernBertEncoder extends TextEncoder {
   String states(String ids, String mask) {
     String found = g.node("Gather", base + "embeddings.tok_embeddings", List.of(table(), ids));
     String x = modernNorm(found, base + "embeddings.norm");
-    String far = hiding(mask);
+    String far = tokens.hiding(mask);
     String near = null;
     for (long n = 0; n < sizes.layers(); n++) {
       if (isLocal(n) && near == null) {
-        near = g.node("Min", "neighbours", List.of(far, strangers(ids)));
+        near =
+            g.node(
+                "Min",
+                "neighbours",
+                List.of(far, tokens.strangers(ids, config.size("local_attention", 128) / 2)));
       }
       x = layer(x, n, isLocal(n) ? near : far);
     }
     return modernNorm(x, base + "final_norm");
-  }
-
-  /** The least float where two tokens are no neighbours, else 0: [tokens, tokens]. */
-  private String strangers(String ids) {
-    String path = "neighbours";
-    String distance = g.node("Abs", path, List.of(distances(ids)));
-    String most = g.whole(config.size("local_attention", 128) / 2);
-    String beyond = g.node("Greater", path, List.of(distance, most));
-    String one = g.node("Cast", path, List.of(beyond), attribute("to", DataType.FLOAT_VALUE));
-    return g.node("Mul", path, List.of(one, g.number(-Float.MAX_VALUE)));
   }
 
   private String layer(String x, long n, String more) {
@@ -138,16 +129,7 @@ final class ModernBertEncoder extends TextEncoder {
   @Override
   String classified(String x, String mask) {
     String pooling = config.choice("classifier_pooling", "cls", List.of("cls", "mean"));
-    return linearHead(head(pooling.equals("cls") ? first(x) : mean(x, mask)), "classifier");
-  }
-
-  private String mean(String x, String mask) {
-    String kept = kept(mask);
-    String read = g.node("Mul", "mean", List.of(x, kept));
-    String sum = g.node("ReduceSum", "mean", List.of(read, g.wholes(1)), attribute("keepdims", 0L));
-    String count =
-        g.node("ReduceSum", "mean/count", List.of(kept, g.wholes(1)), attribute("keepdims", 0L));
-    return g.node("Div", "mean", List.of(sum, count));
+    return linearHead(head(pooling.equals("cls") ? first(x) : tokens.mean(x, mask)), "classifier");
   }
 
   private String head(String x) {

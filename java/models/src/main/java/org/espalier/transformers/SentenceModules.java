@@ -1,6 +1,7 @@
 package org.espalier.transformers;
 
 import com.fasterxml.jackson.databind.JsonNode;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
@@ -20,6 +21,8 @@ public record SentenceModules(List<Module> all) {
 
   private static final int MOST_BYTES = 1 << 20;
   private static final String POOLING = "Pooling";
+  static final String DENSE = "Dense";
+  static final String NORMALIZE = "Normalize";
 
   /** One folder, or one in another, without ways out. */
   private static final Pattern FOLDER = Pattern.compile("(?!\\.)[\\w.-]+(/(?!\\.)[\\w.-]+)*");
@@ -77,7 +80,32 @@ public record SentenceModules(List<Module> all) {
 
   /** The kinds of modules that make other embeddings than states of the last layer and their pooling. */
   public List<String> others() {
-    List<String> plain = List.of("Transformer", POOLING, "Normalize");
+    List<String> plain = List.of("Transformer", POOLING, NORMALIZE);
     return all.stream().map(Module::kind).filter(kind -> !plain.contains(kind)).toList();
+  }
+
+  /**
+   * What follows the pooling where linear layers are part of it, in its order: {@code Dense} and {@code Normalize}. Empty where
+   * there is no Dense, or other modules are, of which nothing here computes embeddings.
+   */
+  public List<Module> head() {
+    List<String> kinds = all.stream().map(Module::kind).toList();
+    if (kinds.size() < 3 || !kinds.subList(0, 2).equals(List.of("Transformer", POOLING))) {
+      return List.of();
+    }
+    List<String> behind = kinds.subList(2, kinds.size());
+    boolean known = List.of(DENSE, NORMALIZE).containsAll(behind);
+    return known && behind.contains(DENSE) ? all.subList(2, all.size()) : List.of();
+  }
+
+  /** The folders of the modules Dense that graphs have which are made of a folder with this file; empty for none. */
+  public static List<String> dense(Path folder) {
+    Path file = folder.resolve(FILE);
+    return Files.isRegularFile(file)
+        ? read(file).head().stream()
+            .filter(module -> module.kind.equals(DENSE))
+            .map(Module::folder)
+            .toList()
+        : List.of();
   }
 }

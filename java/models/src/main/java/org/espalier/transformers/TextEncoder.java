@@ -1,8 +1,5 @@
 package org.espalier.transformers;
 
-import static org.espalier.format.onnx.Attributes.attribute;
-
-import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.util.List;
 import java.util.function.IntUnaryOperator;
 import org.espalier.InputException;
@@ -79,15 +76,8 @@ abstract class TextEncoder extends Encoder {
     }
     String table =
         g.constant(OnnxInitializer.int64s(path + "/table", new long[] {values.length}, values));
-    String rows = g.node("Add", path, List.of(distances(ids), g.whole(places)));
+    String rows = g.node("Add", path, List.of(tokens.distances(ids), g.whole(places)));
     return g.node("Gather", path, List.of(table, rows));
-  }
-
-  /** 1 for tokens of texts and 0 for padding: [batch, tokens, 1]. */
-  final String kept(String mask) {
-    String path = MASK + "/kept";
-    String seen = g.node("Cast", path, List.of(mask), attribute("to", DataType.FLOAT_VALUE));
-    return g.node("Unsqueeze", path, List.of(seen, g.wholes(2)));
   }
 
   /** The head that a linear layer is. */

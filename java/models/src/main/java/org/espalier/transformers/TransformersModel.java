@@ -162,7 +162,8 @@ public final class TransformersModel {
 
   /**
    * Reads a model. The data of its tensors stays in the folder's files, which must not change while it is used. Where
-   * {@code modules.json} says that states are pooled, the model gives these, whatever head it has.
+   * {@code modules.json} says that states are pooled, the model gives these, whatever head it has; where linear layers
+   * follow ({@link SentenceModules#head}), {@code sentence_embedding}, [batch, width].
    *
    * @param notes receives a line for people about tensors that the model does not use, and about what is computed of them
    * @throws org.espalier.InputException if a file is missing or invalid, or the model is none that can be read, which says
@@ -182,14 +183,18 @@ public final class TransformersModel {
     WeightLayout layout = WeightLayout.of(config);
     String type = config.choice("model_type", "", types());
     List<String> classes = config.texts("architectures");
-    Path modules = folder.resolve(SentenceModules.FILE);
-    if (Files.isRegularFile(modules) && SentenceModules.read(modules).pooling() != null) {
+    Path file = folder.resolve(SentenceModules.FILE);
+    SentenceModules modules = Files.isRegularFile(file) ? SentenceModules.read(file) : null;
+    boolean embeds = modules != null && !modules.head().isEmpty();
+    if (modules != null && modules.pooling() != null) {
       List<String> given = classes;
       classes = withoutHeads(given);
       if (!given.isEmpty() && !classes.equals(given)) {
         notes.accept(
-            modules
-                + " pools the states of tokens: these come out, without the head that "
+            file
+                + " pools the states of tokens: "
+                + (embeds ? "embeddings of texts come out" : "these come out")
+                + ", without the head that "
                 + String.join(", ", given)
                 + " has");
       }
@@ -199,6 +204,13 @@ public final class TransformersModel {
       CheckpointTensors tensors = new CheckpointTensors(checkpoint);
       GraphWriter graph = new GraphWriter(tensors, layout);
       architecture.write(config, graph, classes);
+      if (embeds && !new SentenceEmbedding(graph, folder).write(modules)) {
+        throw new InputException(
+            file
+                + " has linear layers behind pooled states of tokens, and the model of "
+                + config.place()
+                + " gives no states of tokens");
+      }
       graph.told().forEach(notes);
       Set<String> unused =
           tensors.left().stream()

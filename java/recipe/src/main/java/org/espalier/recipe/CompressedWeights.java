@@ -38,9 +38,15 @@ final class CompressedWeights {
    * @param exported the same model quantized
    * @param config the {@code config.json} of the original
    * @param form what a quantize stage made
+   * @param modules of sentence-transformers, whose parameters are left out
    */
   static void write(
-      OnnxModel dense, OnnxModel exported, Path config, LinearForm form, Path target) {
+      OnnxModel dense,
+      OnnxModel exported,
+      Path config,
+      LinearForm form,
+      List<String> modules,
+      Path target) {
     Map<String, Integers> quantized = new HashMap<>();
     if (form.bits() == 4) {
       quantized.putAll(blocks(exported));
@@ -51,6 +57,9 @@ final class CompressedWeights {
     Map<String, List<NodeProto>> consumers = dense.consumers();
     List<Weight> weights = new ArrayList<>();
     for (GraphParameters.Entry e : GraphParameters.of(dense).parameters()) {
+      if (DenseWeights.moduleOf(e.name(), modules) != null) {
+        continue;
+      }
       OnnxInitializer tensor = dense.constant(e.constant());
       long[] dims = tensor.dims();
       boolean linear = e.kind() == Parameter.Kind.LINEAR;

@@ -8,7 +8,9 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.function.Predicate;
 import org.espalier.format.AtomicFile;
+import org.espalier.format.FileTree;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.safetensors.SafetensorsDtype;
@@ -26,24 +28,63 @@ final class DenseWeights {
 
   private DenseWeights() {}
 
-  /** One file with all parameters, float32. */
-  static void write(OnnxModel model, Path target) {
+  /**
+   * Writes all parameters as float32: {@code model.safetensors}, and one in each folder that a checkpoint has for a module of
+   * its own.
+   *
+   * @param modules these folders, of sentence-transformers
+   * @return the files, {@code model.safetensors} of the folder itself first
+   */
+  static List<Path> write(OnnxModel model, Path folder, List<String> modules) {
+    List<Path> files = new ArrayList<>();
+    files.add(write(model, folder, "", name -> moduleOf(name, modules) == null));
+    files.addAll(writeModules(model, folder, modules));
+    return files;
+  }
+
+  /** The same of the modules alone. */
+  static List<Path> writeModules(OnnxModel model, Path folder, List<String> modules) {
+    return modules.stream()
+        .map(
+            module ->
+                write(model, folder, module + "/", name -> module.equals(moduleOf(name, modules))))
+        .toList();
+  }
+
+  /** The folder of the module whose parameter this is; null where it is the model's own. */
+  static String moduleOf(String name, List<String> modules) {
+    return modules.stream().filter(m -> name.startsWith(m + "/")).findFirst().orElse(null);
+  }
+
+  /**
+   * One file.
+   *
+   * @param prefix its folder, and what the names of its tensors have in the graph in front
+   */
+  private static Path write(
+      OnnxModel model, Path folder, String prefix, Predicate<String> included) {
     Map<String, GraphParameters.Entry> entries = new LinkedHashMap<>();
     List<TensorSpec> specs = new ArrayList<>();
     for (GraphParameters.Entry e : GraphParameters.of(model).parameters()) {
+      if (!included.test(e.name())) {
+        continue;
+      }
       long[] dims = model.constant(e.constant()).dims();
       // Two parameters may share a plain name, as an embedding that is a head too.
-      String plain = plain(e.name());
-      String name = entries.containsKey(plain) ? e.name() : plain;
+      String plain = plain(e.name()).substring(prefix.length());
+      String name = entries.containsKey(plain) ? e.name().substring(prefix.length()) : plain;
       entries.put(name, e);
       specs.add(new TensorSpec(name, SafetensorsDtype.F32, shape(e, dims)));
     }
+    Path target = folder.resolve(prefix + "model.safetensors");
+    FileTree.createFolder(target.getParent());
     try (AtomicFile file = AtomicFile.create(target)) {
       SafetensorsWriter writer = new SafetensorsWriter(file, specs, Map.of("format", "pt"));
       entries.forEach((name, e) -> writer.append(name, bytes(model.constant(e.constant()), e)));
       writer.finish();
       file.commit();
     }
+    return target;
   }
 
   /** The name of a parameter without what quantization added to it. */

@@ -3,12 +3,9 @@ package org.espalier.recipe;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
-import java.io.IOException;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
-import org.espalier.InputException;
 import org.espalier.compress.LinearForm;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.Float16Converter;
@@ -46,6 +43,9 @@ final class RunExport {
   /** What weights are in the compressed-tensors layout. */
   private final LinearForm linear;
 
+  /** The folders of modules of sentence-transformers whose weights the graph has beside the model's. */
+  private final List<String> modules;
+
   private final ArrayNode outputs = JsonNodeFactory.instance.arrayNode();
 
   /**
@@ -59,6 +59,7 @@ final class RunExport {
     this.pooling = host.sentencePooling();
     this.folder = folder;
     this.compression = compression;
+    modules = inputs.modules();
     List<Quantization> quantized =
         recipe.stages().stages().stream()
             .filter(Stage.Quantize.class::isInstance)
@@ -126,11 +127,7 @@ final class RunExport {
   private void copyPooling() {
     Path modules = folder.resolve(SentenceModules.FILE);
     Path config = folder.resolve(pooling.folder()).resolve("config.json");
-    try {
-      Files.createDirectories(config.getParent());
-    } catch (IOException e) {
-      throw InputException.of("cannot make the folder " + config.getParent(), e);
-    }
+    FileTree.createFolder(config.getParent());
     AtomicFile.copy(pooling.modules(), modules);
     AtomicFile.copy(pooling.file(), config);
     add(List.of(modules), "how embeddings are made, as it was");
@@ -157,24 +154,29 @@ final class RunExport {
   }
 
   private void writeSafetensors(OnnxModel dense) {
-    Path file = folder.resolve("model.safetensors");
-    DenseWeights.write(dense, file);
+    List<Path> files = DenseWeights.write(dense, folder.resolve(""), modules);
     add(
-        List.of(file),
+        files.subList(0, 1),
         hasFactors
             ? "float32 weights of the fitted graph with its factors (no checkpoint of the"
                 + " original architecture), linear layers as [out, in]"
             : "its float32 weights, linear layers as [out, in]");
+    addModules(files.subList(1, files.size()));
+  }
+
+  private void addModules(List<Path> files) {
+    files.forEach(file -> add(List.of(file), "the float32 weights of that module"));
   }
 
   private void writeCompressedTensors(OnnxModel dense, OnnxModel exported) {
     Path target = folder.resolve("compressed-tensors");
     RunFolder.delete(target); // of a process that ended after it and before the report
-    CompressedWeights.write(dense, exported, inputs.configFile, linear, target);
+    CompressedWeights.write(dense, exported, inputs.configFile, linear, modules, target);
     add(
         List.of(target.resolve("model.safetensors")),
         (linear.bits() == 8 ? "int8 weights" : "weights of 4 bits, with zero points,")
             + " in the Hugging Face layout");
+    addModules(DenseWeights.writeModules(dense, target, modules));
   }
 
   private void writeTorchScript() {

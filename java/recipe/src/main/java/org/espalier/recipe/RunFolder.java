@@ -73,11 +73,7 @@ final class RunFolder {
 
   /** Makes the folder of the run's state and holds it. */
   RunLock lock() {
-    try {
-      Files.createDirectories(state);
-    } catch (IOException e) {
-      throw InputException.of("cannot make the folder " + state, e);
-    }
+    FileTree.createFolder(state);
     return new RunLock(state.resolve(LOCK));
   }
 

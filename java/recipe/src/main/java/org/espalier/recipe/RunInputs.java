@@ -38,6 +38,7 @@ import org.espalier.train.OnnxCompression;
 import org.espalier.train.Pooling;
 import org.espalier.train.Stage;
 import org.espalier.train.TrainedForm;
+import org.espalier.transformers.SentenceModules;
 import org.espalier.transformers.TransformersModel;
 
 /** The models and data that a recipe names, and what trains them. */
@@ -216,6 +217,12 @@ final class RunInputs {
       throw new InputException(
           recipe.model().place() + ": export.formats: " + format + ": " + e.getMessage(), e);
     }
+  }
+
+  /** The folders that the checkpoint of the model that is trained has for linear layers of sentence-transformers. */
+  List<String> modules() {
+    Path trained = studentFile != null ? studentFile : modelFile;
+    return isFolder(trained) ? SentenceModules.dense(trained) : List.of();
   }
 
   /** The configuration that compressed-tensors takes; null where nothing does. */

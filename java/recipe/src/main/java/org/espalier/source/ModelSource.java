@@ -20,6 +20,7 @@ import org.espalier.format.onnx.RandomDraws;
 import org.espalier.format.safetensors.Checkpoint;
 import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.image.ImageProcessor;
+import org.espalier.transformers.PoolingModes;
 import org.espalier.transformers.SentenceModules;
 import org.espalier.transformers.TransformersModel;
 
@@ -361,7 +362,7 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
    * What the {@code modules.json} of sentence-transformers says beside the model, or {@code STEM-modules.json}; also in the
    * folder above one that is called onnx.
    *
-   * @return null where there is none, or it pools nothing
+   * @return null where there is none, or it pools nothing, or the graph that is made of a folder has it in it
    * @throws InputException if it cannot be read, or the configuration of its module Pooling
    */
   public SentencePooling sentencePooling() {
@@ -371,7 +372,9 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
     Path above = above(name);
     Path file = own != null ? own : above != null ? above : found(name);
     SentenceModules modules = file == null ? null : SentenceModules.read(file);
-    if (modules == null || modules.pooling() == null) {
+    if (modules == null
+        || modules.pooling() == null
+        || Files.isDirectory(path) && !modules.head().isEmpty()) {
       return null;
     }
     String folder = modules.pooling().folder();
@@ -386,8 +389,7 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
               + " pools states of tokens, and there is no "
               + (own != null ? stem + POOLING : inside));
     }
-    return new SentencePooling(
-        file, folder, config, SentencePooling.modes(config), modules.others());
+    return new SentencePooling(file, folder, config, PoolingModes.read(config), modules.others());
   }
 
   /** A file beside the model; null where there is none. */
