@@ -361,7 +361,7 @@ class CompressTextsTest {
             .replaceAll("(?m)^.*fine-tune.*\n", ""));
     Run.refused(
         folder,
-        new String[] {"a model with one output a text takes labelled examples"},
+        new String[] {"a model with one output a text for other ends takes labelled examples"},
         "recipe",
         "check",
         recipe);

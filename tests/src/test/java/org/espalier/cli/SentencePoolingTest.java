@@ -11,6 +11,7 @@ import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
 import java.util.List;
 import org.espalier.format.onnx.OnnxModel;
@@ -306,7 +307,7 @@ class SentencePoolingTest {
     assertTrue(run.err().contains("has another encoder"), run.err());
   }
 
-  /** Linear layers behind the pooling are part of each graph that is made of the folder. */
+  /** Linear layers behind the pooling are part of each graph that is made of the folder, and of what a recipe puts back. */
   @Test
   void linearLayersBehindThePoolingAreComputed() throws IOException {
     Files.writeString(
@@ -335,6 +336,38 @@ class SentencePoolingTest {
     Run.of("quantize", checkpoint, "-o", small, "--to", "compressed-tensors").done();
     run = Run.of("evaluate", checkpoint, small, "--texts", texts, "--json").done();
     assertTrue(run.json().path("cosine_mean").asDouble() > 0.99, run.out());
+
+    Path out = folder.resolve("out");
+    Path recipe =
+        Files.writeString(
+            recipe("checkpoint", ""),
+            "    fit: false\n"
+                + "    loss: {embedding: 1, similarity: 1}\n"
+                + "export: {formats: [onnx-float, safetensors, compressed-tensors]}\n",
+            StandardOpenOption.APPEND);
+    Run.of("compress", recipe, "-o", out).done();
+    Path again = Files.createDirectory(folder.resolve("again"));
+    for (String name :
+        List.of("config.json", "modules.json", "1_Pooling/config.json", "2_Dense/config.json")) {
+      Files.createDirectories(again.resolve(name).getParent());
+      Files.copy(checkpoint.resolve(name), again.resolve(name));
+    }
+    Files.copy(checkpoint.resolve("tokenizer.json"), again.resolve("tokenizer.json"));
+    for (String name : List.of("model.safetensors", "2_Dense/model.safetensors")) {
+      Files.copy(out.resolve(name), again.resolve(name));
+    }
+    String[] same = {"evaluate", "--texts", texts.toString(), "--json"};
+    double put =
+        Run.of(same[0], out.resolve("model-float.onnx"), again, same[1], same[2], same[3])
+            .json()
+            .path("cosine_min")
+            .asDouble();
+    assertTrue(put > 0.99999, "put back: " + put);
+    assertEquals(
+        -1,
+        Files.mismatch(
+            out.resolve("2_Dense/model.safetensors"),
+            out.resolve("compressed-tensors/2_Dense/model.safetensors")));
   }
 
   /** What is made of a folder as a folder has its modules too. */

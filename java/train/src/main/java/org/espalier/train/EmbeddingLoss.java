@@ -12,8 +12,8 @@ import org.espalier.op.KdSoftmaxLoss;
 import org.espalier.torch.TorchDevice;
 
 /**
- * How far a student's hidden states are from its teacher's. With states h [N, tokens, width] pooled to e
- * and scaled to length 1:
+ * How far a student's hidden states are from its teacher's. With states h [N, tokens, width] pooled to e, or h [N, width] that
+ * the model pools itself, and e scaled to length 1:
  *
  * <pre>
  *   embedding  = mean over texts of 1 − e_s · e_t
@@ -33,8 +33,7 @@ final class EmbeddingLoss {
   }
 
   /**
-   * @param student [N, tokens, width]; the teacher's are the same, or [N, width] pooled where the objective
-   *     has no hidden part
+   * @param student [N, tokens, width] or [N, width], as the teacher's
    * @param totals of the batch that the N texts are a share of; similarities are among the N alone
    * @param backward whether the root of a backward pass is wanted
    */
@@ -42,7 +41,7 @@ final class EmbeddingLoss {
     Batch batch = share.batch();
     Tensor teacher = share.teacher();
     Tensor es = unit(pool(student, batch));
-    Tensor et = unit(teacher.dim() == 3 ? pool(teacher, batch) : teacher);
+    Tensor et = unit(pool(teacher, batch));
     Map<String, Double> parts = new LinkedHashMap<>();
     Tensor cosine = es.mul(et).sum().div(new Scalar((double) totals.examples()));
     double quality = cosine.item_double();
@@ -87,6 +86,9 @@ final class EmbeddingLoss {
   }
 
   private Tensor pool(Tensor states, Batch batch) {
+    if (states.dim() == 2) {
+      return states;
+    }
     if (pooling == Pooling.CLS) {
       return states.select(1, 0);
     }

@@ -54,7 +54,7 @@ final class Passes implements AutoCloseable {
   /** Of the logits; null where no objective looks at them. */
   private LogitRows rows;
 
-  /** Whether what objectives look at, where it is no hidden states, is [texts, tokens, …]. */
+  /** Whether what objectives look at is [texts, tokens, …]. */
   private boolean perToken;
 
   /** What the teacher gives, by the value of it that objectives ask for. */
@@ -404,8 +404,7 @@ final class Passes implements AutoCloseable {
     List<TeacherOutputs> opened = new ArrayList<>();
     try {
       byte[] digest = TeacherOutputs.digest(teacher);
-      boolean ofTokens = perToken || objective.isForEmbeddings();
-      int width = width(objective, ofTokens);
+      int width = width(objective);
       List<Examples> both = List.of(job.training(), job.validation());
       for (Examples examples : augmenter == null ? both : List.of(job.validation())) {
         int[] which =
@@ -419,7 +418,7 @@ final class Passes implements AutoCloseable {
                 examples,
                 which,
                 width,
-                ofTokens,
+                perToken,
                 job.cache(),
                 listener));
       }
@@ -437,7 +436,7 @@ final class Passes implements AutoCloseable {
   }
 
   /** How many values the student's output has a token, or an example. */
-  private int width(Objective objective, boolean ofTokens) {
+  private int width(Objective objective) {
     try (PointerScope scope = new PointerScope();
         NoGradGuard noGrad = new NoGradGuard()) {
       Batch batch =
@@ -452,7 +451,7 @@ final class Passes implements AutoCloseable {
                 + Arrays.toString(shape)
                 + " for one example; its first dimension must count the examples");
       }
-      return ofTokens ? (int) shape[shape.length - 1] : Math.toIntExact(output.numel());
+      return perToken ? (int) shape[shape.length - 1] : Math.toIntExact(output.numel());
     }
   }
 

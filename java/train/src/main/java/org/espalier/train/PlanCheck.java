@@ -21,6 +21,8 @@ import org.espalier.torch.TorchDevice;
  */
 final class PlanCheck {
   private static final int MEASURED_BATCH = 32;
+  private static final String NEEDED =
+      "embedding and similarity need [texts, tokens, width] or [texts, width]";
 
   private final CompressionPlan plan;
   private final Compression.Job job;
@@ -78,7 +80,11 @@ final class PlanCheck {
         if (job.training() instanceof Examples.Labelled texts && texts.areTexts()) {
           checkShapes(lane, value, shape, stage == plan.stages().get(0));
         }
-        check(stage, value, shape, own, learning.opset(""));
+        if (objective.isForEmbeddings()) {
+          checkStates(stage, value, shape, lane);
+        } else {
+          check(stage, value, shape, own, learning.opset(""));
+        }
         if (teacher != null && objective.needsTeacher()) {
           String taughtBy = value(other, job.teacher(), objective, stage);
           long[] wanted =
@@ -197,20 +203,36 @@ final class PlanCheck {
     return rows;
   }
 
-  private void check(Stage stage, String output, long[] shape, ClassifierOutput model, long opset) {
-    String where = "stage " + stage.name() + ": the output " + output;
-    if (stage.training().objective().isForEmbeddings()) {
-      if (shape.length != 3) {
+  /**
+   * States of tokens are [texts, tokens, width]; a model that pools them itself gives [texts, width], whatever the length. What
+   * classifies gives that too, and is not followed as an embedding is unless that is asked for.
+   */
+  private void checkStates(Stage stage, String output, long[] shape, Lane lane) {
+    perToken = shape.length == 3;
+    String where = "stage " + stage.name() + ": the output " + output + " has the shape ";
+    String given = Arrays.toString(shape) + " for one text";
+    if (shape.length == 2) {
+      long[] other = TrialBatch.shapeOfShortest(lane, job.training(), output, job.model().name());
+      if (!Arrays.equals(shape, other)) {
+        throw new InputException(
+            where + given + " and " + Arrays.toString(other) + " for the shortest; " + NEEDED);
+      }
+      if (stage.training().objective().hidden() > 0) {
         throw new InputException(
             where
-                + " has the shape "
-                + Arrays.toString(shape)
-                + " for one text; embedding, similarity and hidden need [texts, tokens, width]"
-                + (shape.length < 3
-                    ? ", and a model with one output a text takes labelled examples"
-                    : ""));
+                + given
+                + "; hidden needs [texts, tokens, width]: loss {embedding: 1} follows what is an"
+                + " embedding, and a model with one output a text for other ends takes labelled"
+                + " examples");
       }
-    } else if (job.isCausal()) {
+    } else if (!perToken) {
+      throw new InputException(where + given + "; " + NEEDED);
+    }
+  }
+
+  private void check(Stage stage, String output, long[] shape, ClassifierOutput model, long opset) {
+    String where = "stage " + stage.name() + ": the output " + output;
+    if (job.isCausal()) {
       checkCausal(stage, where, shape, model.form());
     } else {
       checkLabelled(stage.training().objective(), where, shape, model, opset);
