@@ -337,6 +337,14 @@ class SentencePoolingTest {
     run = Run.of("evaluate", checkpoint, small, "--texts", texts, "--json").done();
     assertTrue(run.json().path("cosine_mean").asDouble() > 0.99, run.out());
 
+    Path init = folder.resolve("init.yaml");
+    Run.of("recipe", "init", "-o", init, "--model", "checkpoint", "--texts", "checkpoint/texts.txt")
+        .done();
+    assertTrue(Files.readString(init).contains("\n    loss: {embedding: 1}  # "), "no loss");
+    List<String> few = List.of("data.train=120", "data.validation=16", "data.evaluation=24");
+    Run.of("recipe", "check", init, "--set", few.get(0), "--set", few.get(1), "--set", few.get(2))
+        .done();
+
     Path out = folder.resolve("out");
     Path recipe =
         Files.writeString(

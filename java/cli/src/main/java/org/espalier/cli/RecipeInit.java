@@ -103,13 +103,14 @@ final class RecipeInit implements Callable<Integer> {
     noteMissing(target, given);
     OnnxModel onnx = model(target);
     Path examplesFile = examples ? target.resolveSibling(given) : null;
+    String stage = stage(onnx, examplesFile);
     String text =
         RecipeSchema.template(
             model,
             examples ? "examples" : "texts",
             given,
-            stage(onnx, examplesFile),
-            examples ? fittingExamples(onnx, examplesFile) : fittingTexts());
+            stage,
+            examples ? fittingExamples(onnx, examplesFile) : fittingTexts(onnx, stage));
     try (AtomicFile made = AtomicFile.create(target)) {
       made.write(ByteBuffer.wrap(text.getBytes(StandardCharsets.UTF_8)));
       made.commit();
@@ -204,9 +205,16 @@ final class RecipeInit implements Callable<Integer> {
     }
   }
 
-  /** What the model asks for: a language model learns the next token. */
-  private Map<String, String> fittingTexts() {
-    return predicts ? Map.of("data.task", Recipe.Task.CAUSAL_LM.key()) : Map.of();
+  /** What the model asks for: a language model learns the next token, and an embedding has no states of tokens. */
+  private Map<String, String> fittingTexts(OnnxModel onnx, String stage) {
+    if (predicts) {
+      return Map.of("data.task", Recipe.Task.CAUSAL_LM.key());
+    }
+    return onnx != null && embeds(onnx) ? Map.of(stage + ".loss", "{embedding: 1}") : Map.of();
+  }
+
+  private static boolean embeds(OnnxModel onnx) {
+    return onnx.mainOutput().getType().getTensorType().getShape().getDimCount() == 2;
   }
 
   /**

@@ -53,7 +53,7 @@ final class RecipeTemplate {
       String line = key.name() + ":" + (shown.isEmpty() ? "" : " " + shown);
       if (key.type() instanceof Group group) {
         out.append(indent)
-            .append("# ")
+            .append(value == null ? "# " : "")
             .append(line)
             .append("  # ")
             .append(key.description())
