@@ -9,11 +9,13 @@ import java.util.Set;
 import org.espalier.format.onnx.OnnxModel;
 
 /**
- * Products that choose which experts compute: their largest numbers are found by a TopK whose results stay in the model. Small
- * matrices, of which an error of a rounding may be another expert.
+ * Products that choose what a model goes on with, as which experts compute: their largest numbers are found by a TopK whose
+ * results stay in the model. Small matrices, of which an error of a rounding may be another expert.
  */
 final class Routers {
-  static final String REASON = "it chooses experts, and rounded it would choose others";
+  static final String REASON =
+      "its largest outputs choose what the model goes on with, as experts, and rounded it would"
+          + " choose others";
 
   /** What may lie between a product and what is chosen by. */
   private static final Set<String> THROUGH =
