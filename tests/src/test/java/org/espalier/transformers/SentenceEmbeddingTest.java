@@ -119,6 +119,11 @@ class SentenceEmbeddingTest {
     double[][] states = model.states(weights, text);
     double[] x =
         modes.stream().flatMapToDouble(mode -> Arrays.stream(pooled(mode, states))).toArray();
+    return behind(x);
+  }
+
+  /** What the linear layers make of a pooled state, scaled to length 1. */
+  private double[] behind(double[] x) {
     double[] y =
         narrow.linear("linear", SmallCheckpoint.each(wide.linear("linear", x), Math::tanh));
     double length = Math.sqrt(SmallCheckpoint.dot(y, 0, y, 0, OUT));
@@ -176,6 +181,50 @@ class SentenceEmbeddingTest {
             + " \"mean\", \"max\"]}");
     layers(5 * HIDDEN);
     compare(List.of("max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"));
+  }
+
+  /** What is behind the states does not depend on what made them: sentence-T5 and EmbeddingGemma. */
+  @ParameterizedTest
+  @ValueSource(strings = {"t5", "gemma3_text"})
+  void behindOtherModels(String kind) throws Exception {
+    Map<String, Tensor> inputs = model.inputs();
+    inputs.remove("token_type_ids");
+    if (kind.equals("t5")) {
+      SmallT5 t5 = new SmallT5("relu");
+      String config = t5.config().replace("T5ForConditionalGeneration", "T5EncoderModel");
+      t5.weights().write(folder, config);
+    } else {
+      SmallGemma gemma = SmallGemma.gemma3(", \"use_bidirectional_attention\": true");
+      gemma.weights().write(folder, gemma.config());
+    }
+    Files.move(folder.resolve("modules.json"), folder.resolve("none.json"));
+    if (!kind.equals("t5")) {
+      Path config = folder.resolve("config.json");
+      Files.writeString(config, Files.readString(config).replace("ForCausalLM", "Model"));
+    }
+    Tensor states =
+        OnnxRuntime.run(TransformersModel.read(folder, note -> {}), inputs)
+            .get("last_hidden_state");
+    Files.move(folder.resolve("none.json"), folder.resolve("modules.json"));
+    pooling("{\"pooling_mode\": \"mean\"}");
+    int width = (int) states.size(2);
+    layers(width);
+    OnnxModel read = TransformersModel.read(folder, note -> {});
+    Tensor output = OnnxRuntime.run(read, inputs).get("sentence_embedding");
+    for (int i = 0; i < SmallEncoder.TEXTS.length; i++) {
+      double[] mean = new double[width];
+      for (int t = 0; t < SmallEncoder.TEXTS[i].length; t++) {
+        for (int k = 0; k < width; k++) {
+          mean[k] +=
+              states.select(0, i).select(0, t).select(0, k).item_double()
+                  / SmallEncoder.TEXTS[i].length;
+        }
+      }
+      double[] expected = behind(mean);
+      for (int k = 0; k < OUT; k++) {
+        assertEquals(expected[k], output.select(0, i).select(0, k).item_double(), 1e-4);
+      }
+    }
   }
 
   private void refused(String... words) {

@@ -253,7 +253,7 @@ final class RunInputs {
 
   private static MeasuredModel measured(Path file) {
     return isFolder(file)
-        ? ModelSource.measured(file, onnx(file, text -> {})) // said when it was read
+        ? ModelSource.measured(onnx(file, text -> {})) // said when it was read
         : MeasuredModel.of(file);
   }
 

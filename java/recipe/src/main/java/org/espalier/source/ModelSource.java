@@ -17,8 +17,6 @@ import org.espalier.format.onnx.ActiveDropout;
 import org.espalier.format.onnx.FusedNodes;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.RandomDraws;
-import org.espalier.format.safetensors.Checkpoint;
-import org.espalier.format.safetensors.SafetensorsFile;
 import org.espalier.image.ImageProcessor;
 import org.espalier.transformers.PoolingModes;
 import org.espalier.transformers.SentenceModules;
@@ -91,16 +89,13 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
    */
   public MeasuredModel measured(Consumer<String> notes) {
     return Files.isDirectory(path)
-        ? measured(path, TransformersModel.read(path, notes))
+        ? measured(TransformersModel.read(path, notes))
         : MeasuredModel.of(path);
   }
 
   /** A model in memory that was read of a folder: as large as the weights there, which it may hold in another form. */
-  public static MeasuredModel measured(Path folder, OnnxModel model) {
-    try (Checkpoint checkpoint = Checkpoint.open(folder)) {
-      return MeasuredModel.of(
-          model, FileTree.bytes(checkpoint.files().stream().map(SafetensorsFile::path).toList()));
-    }
+  public static MeasuredModel measured(OnnxModel model) {
+    return MeasuredModel.of(model, FileTree.bytes(model.files()));
   }
 
   /**
