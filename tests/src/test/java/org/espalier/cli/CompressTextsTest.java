@@ -365,6 +365,10 @@ class CompressTextsTest {
         "recipe",
         "check",
         recipe);
+    // What classifies is no embedding, whatever its shape.
+    Path init = folder.resolve("init.yaml");
+    Run.of("recipe", "init", "-o", init, "--model", "model.onnx", "--texts", "texts.jsonl").done();
+    assertTrue(Files.readString(init).contains("\n    # loss:"), "a loss for embeddings");
   }
 
   @Test

@@ -210,11 +210,9 @@ final class RecipeInit implements Callable<Integer> {
     if (predicts) {
       return Map.of("data.task", Recipe.Task.CAUSAL_LM.key());
     }
-    return onnx != null && embeds(onnx) ? Map.of(stage + ".loss", "{embedding: 1}") : Map.of();
-  }
-
-  private static boolean embeds(OnnxModel onnx) {
-    return onnx.mainOutput().getType().getTensorType().getShape().getDimCount() == 2;
+    boolean embeds =
+        onnx != null && TransformersModel.EMBEDDINGS.contains(onnx.mainOutput().getName());
+    return embeds ? Map.of(stage + ".loss", "{embedding: 1}") : Map.of();
   }
 
   /**

@@ -166,13 +166,13 @@ class BertEncoder extends TextEncoder {
 
   @Override
   String classified(String x, String mask) {
-    String dense = g.linear(first(x), base + "pooler.dense", hidden, hidden, true);
+    String dense = g.linear(tokens.first(x), base + "pooler.dense", hidden, hidden, true);
     return linearHead(g.node("Tanh", "pooler", List.of(dense)), "classifier");
   }
 
   /** A linear layer, an activation and another, of the first token. */
   final String denseHead(String x, String activation) {
-    String dense = g.linear(first(x), "classifier.dense", hidden, hidden, true);
+    String dense = g.linear(tokens.first(x), "classifier.dense", hidden, hidden, true);
     String bent =
         activation.equals("tanh")
             ? g.node("Tanh", "classifier", List.of(dense))
@@ -285,7 +285,7 @@ class BertEncoder extends TextEncoder {
 
     @Override
     String classified(String x, String mask) {
-      String dense = g.linear(first(x), "pre_classifier", hidden, hidden, true);
+      String dense = g.linear(tokens.first(x), "pre_classifier", hidden, hidden, true);
       return linearHead(g.node("Relu", "pre_classifier", List.of(dense)), "classifier");
     }
 

@@ -56,7 +56,7 @@ final class ClipImageEncoder extends ImageEncoder {
     if (names(classes, CLASSIFIES)) {
       giveLogits(mean(between(x, "squares", 1, Long.MAX_VALUE)), "classifier", hidden);
     } else if (names(classes, PROJECTS)) {
-      String pooled = norm(first(x), base + "post_layernorm");
+      String pooled = norm(tokens.first(x), base + "post_layernorm");
       giveEmbedding(EMBEDDING, pooled, "visual_projection");
     } else {
       g.output(STATES, x, BATCH, 1 + squares(), hidden);

@@ -184,7 +184,7 @@ final class DebertaEncoder extends BertEncoder {
 
   @Override
   String classified(String x, String mask) {
-    String dense = g.linear(first(x), "pooler.dense", hidden, hidden, true);
+    String dense = g.linear(tokens.first(x), "pooler.dense", hidden, hidden, true);
     String bend = config.choice("pooler_hidden_act", "gelu", GraphWriter.ACTIVATIONS);
     return linearHead(g.activation(bend, dense, "pooler"), "classifier");
   }

@@ -171,12 +171,6 @@ abstract class Decoder {
     declare.accept(name, new Object[] {"batch_size", sizes.shared(), tokens, sizes.width()});
   }
 
-  /** The place of the last token of each text. */
-  private String last() {
-    String path = MASK + "/last";
-    return g.once(path, () -> g.node("Sub", path, List.of(lengths(), g.wholes(1))));
-  }
-
   private String asInt32(String x, String path) {
     return g.once(
         path, () -> g.node("Cast", path, List.of(x), attribute("to", DataType.INT32_VALUE)));
@@ -184,16 +178,8 @@ abstract class Decoder {
 
   /** The logits of each text's last token. */
   private String classified(String x) {
-    String place = g.node("Unsqueeze", MASK + "/last", List.of(last(), g.wholes(1)));
-    String state = g.node("GatherND", "score", List.of(x, place), attribute("batch_dims", 1L));
+    String state = tokens.last(x, MASK, "score");
     return g.linear(state, "score", sizes.hidden(), config.labels(), false);
-  }
-
-  /** How many tokens each text has: [batch]. */
-  private String lengths() {
-    return g.once(
-        MASK + "/ReduceSum",
-        () -> g.node("ReduceSum", MASK, List.of(MASK, g.wholes(1)), attribute("keepdims", 0L)));
   }
 
   /** How many tokens there are with those that were read before. */
@@ -207,11 +193,11 @@ abstract class Decoder {
    */
   final String positions() {
     String path = "position_ids";
-    String tokens = g.length(IDS, 1);
-    String read = g.node("Sub", path, List.of(lengths(), tokens));
+    String count = g.length(IDS, 1);
+    String read = g.node("Sub", path, List.of(tokens.lengths(MASK), count));
     String before = g.node("Max", path, List.of(read, g.wholes(0)));
     String first = g.node("Unsqueeze", path, List.of(before, g.wholes(1)));
-    String step = g.node("Range", path, List.of(g.whole(0), tokens, g.whole(1)));
+    String step = g.node("Range", path, List.of(g.whole(0), count, g.whole(1)));
     return g.node("Add", path, List.of(first, step));
   }
 
@@ -232,7 +218,7 @@ abstract class Decoder {
     for (String what : List.of(".key", ".value")) {
       inputs.add(gives == Gives.WORDS ? "past_key_values." + layer + what : "");
     }
-    inputs.add(asInt32(last(), MASK + "/last/int32"));
+    inputs.add(asInt32(tokens.lastPlaces(MASK), MASK + "/last/int32"));
     inputs.add(asInt32(totalLength(), MASK + "/total"));
     List<AttributeProto> attributes = new ArrayList<>();
     attributes.add(attribute("num_heads", sizes.heads()));
@@ -293,16 +279,8 @@ abstract class Decoder {
     return g.node("Transpose", path, List.of(apart), attribute("perm", order));
   }
 
-  /** Queries or keys turned by their places. */
   private String turned(String products, String path, Attention how) {
-    String turned = path + "/RotaryEmbedding";
-    Rotary rotary = how.rotary();
-    g.runtimeNode(
-        "RotaryEmbedding",
-        path,
-        List.of(products, g.wholes(0), rotary.cosines(), rotary.sines()),
-        List.of(turned));
-    return turned;
+    return tokens.turned(products, path, how.rotary().cosines(), how.rotary().sines());
   }
 
   /** What is added to scores: 0, and the least float where a token is hidden: [batch, 1, 1, 1, tokens]. */

@@ -136,7 +136,8 @@ class Dinov2Encoder extends VisionEncoder {
     boolean named = names(classes, CLASSIFIES);
     if (named) {
       String mean = mean(between(x, "squares", before(), Long.MAX_VALUE));
-      String both = g.node("Concat", "pooled", List.of(first(x), mean), attribute("axis", -1L));
+      String both =
+          g.node("Concat", "pooled", List.of(tokens.first(x), mean), attribute("axis", -1L));
       giveLogits(both, "classifier", 2 * hidden);
     }
     return named;

@@ -154,11 +154,6 @@ abstract class Encoder {
     return g.node("Reshape", together, List.of(rows, g.wholes(0, 0, sizes.attending())));
   }
 
-  /** The first token of each: [batch, hidden]. */
-  final String first(String x) {
-    return g.node("Gather", "first", List.of(x, g.whole(0)), attribute("axis", 1L));
-  }
-
   /** Tokens from one place to before another. */
   final String between(String x, String path, long from, long to) {
     List<String> inputs = List.of(x, g.wholes(from), g.wholes(to), g.wholes(1));

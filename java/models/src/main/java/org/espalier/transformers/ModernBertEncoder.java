@@ -99,13 +99,7 @@ final class ModernBertEncoder extends TextEncoder {
   /** Queries or keys turned by their places. */
   private String turned(String x, String path, long n) {
     List<String> angles = tables.computeIfAbsent(isLocal(n), this::angles);
-    String turned = path + "/RotaryEmbedding";
-    g.runtimeNode(
-        "RotaryEmbedding",
-        path,
-        List.of(x, g.wholes(0), angles.get(0), angles.get(1)),
-        List.of(turned));
-    return turned;
+    return tokens.turned(x, path, angles.get(0), angles.get(1));
   }
 
   /** The tables of cosines and of sines. */
@@ -129,7 +123,9 @@ final class ModernBertEncoder extends TextEncoder {
   @Override
   String classified(String x, String mask) {
     String pooling = config.choice("classifier_pooling", "cls", List.of("cls", "mean"));
-    return linearHead(head(pooling.equals("cls") ? first(x) : tokens.mean(x, mask)), "classifier");
+    return linearHead(
+        head(pooling.equals("cls") ? tokens.first(x) : tokens.mean(x, tokens.kept(mask), "mean")),
+        "classifier");
   }
 
   private String head(String x) {

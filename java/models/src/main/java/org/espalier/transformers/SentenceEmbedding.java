@@ -15,7 +15,7 @@ import org.espalier.transformers.SentenceModules.Module;
  * modules Dense, which lie in folders of their own, and the scaling to length 1 where that is one of the modules.
  */
 final class SentenceEmbedding {
-  private static final String OUTPUT = "sentence_embedding";
+  static final String OUTPUT = "sentence_embedding";
   private static final String TANH = "torch.nn.modules.activation.Tanh";
 
   /** What bends a layer's sums, by PyTorch's class, as operators and {@link GraphWriter#activation activations} are called. */
@@ -88,7 +88,7 @@ final class SentenceEmbedding {
     String mask = Encoder.MASK;
     String path = "pooling/" + mode;
     return switch (mode) {
-      case "cls" -> g.node("Gather", path, List.of(x, g.whole(0)), attribute("axis", 1L));
+      case "cls" -> tokens.first(x);
       case "max" -> {
         String hidden = g.node("Sub", path, List.of(tokens.kept(mask), g.number(1)));
         String least = g.node("Mul", path, List.of(hidden, g.number(Float.MAX_VALUE)));
@@ -100,34 +100,21 @@ final class SentenceEmbedding {
             attribute("axes", new long[] {1}),
             attribute("keepdims", 0L));
       }
-      case "mean" -> tokens.mean(x, mask);
+      case "mean" -> tokens.mean(x, tokens.kept(mask), path);
       case "mean_sqrt_len_tokens" -> {
         String kept = tokens.kept(mask);
-        String length = g.node("Sqrt", path, List.of(sum(kept, path + "/length")));
-        yield g.node(
-            "Div", path, List.of(sum(g.node("Mul", path, List.of(x, kept)), path), length));
+        String sum = tokens.sum(g.node("Mul", path, List.of(x, kept)), path);
+        String length = g.node("Sqrt", path, List.of(tokens.sum(kept, path + "/length")));
+        yield g.node("Div", path, List.of(sum, length));
       }
-      case "weightedmean" -> {
-        String weight = weights(mask, path);
-        String all = sum(weight, path + "/weights");
-        yield g.node("Div", path, List.of(sum(g.node("Mul", path, List.of(x, weight)), path), all));
-      }
-      case "lasttoken" -> {
-        String length =
-            g.node("ReduceSum", path, List.of(mask, g.wholes(1)), attribute("keepdims", 1L));
-        String last = g.node("Sub", path, List.of(length, g.whole(1)));
-        yield g.node("GatherND", path, List.of(x, last), attribute("batch_dims", 1L));
-      }
+      case "weightedmean" -> tokens.mean(x, counted(mask, path), path);
+      case "lasttoken" -> tokens.last(x, mask, path);
       default -> throw new IllegalArgumentException(mode);
     };
   }
 
-  private String sum(String x, String path) {
-    return g.node("ReduceSum", path, List.of(x, g.wholes(1)), attribute("keepdims", 0L));
-  }
-
   /** 1 for the first token of a text, 2 for the second; 0 for padding: [batch, tokens, 1]. */
-  private String weights(String mask, String path) {
+  private String counted(String mask, String path) {
     String count = g.node("CumSum", path, List.of(mask, g.whole(1)));
     String kept = g.node("Mul", path + "/count", List.of(count, mask));
     return tokens.kept(kept);

@@ -74,7 +74,7 @@ final class SiglipImageEncoder extends ImageEncoder {
             own,
             Math.sqrt(sizes.width()),
             null);
-    String out = first(g.linear(seen, own + ".out_proj", hidden, hidden, true));
+    String out = tokens.first(g.linear(seen, own + ".out_proj", hidden, hidden, true));
     String fed = feedForward(norm(out, path + ".layernorm"), path + ".mlp.fc1", path + ".mlp.fc2");
     return g.node("Add", path + "/pooled", List.of(out, fed));
   }

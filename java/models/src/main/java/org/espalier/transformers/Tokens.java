@@ -43,9 +43,7 @@ record Tokens(GraphWriter g) {
   /** The least float where the second of two tokens is behind the first, else 0. */
   String later(String distances) {
     String path = "later";
-    String behind = g.node("Less", path, List.of(distances, g.whole(0)));
-    String one = g.node("Cast", path, List.of(behind), attribute("to", DataType.FLOAT_VALUE));
-    return g.node("Mul", path, List.of(one, g.number(-Float.MAX_VALUE)));
+    return leastWhere(g.node("Less", path, List.of(distances, g.whole(0))), path);
   }
 
   /** What is added to scores: 0, and the least float where a token is hidden: [batch, 1, 1, tokens]. */
@@ -65,8 +63,11 @@ record Tokens(GraphWriter g) {
   String strangers(String ids, long most) {
     String path = "neighbours";
     String distance = g.node("Abs", path, List.of(distances(ids)));
-    String beyond = g.node("Greater", path, List.of(distance, g.whole(most)));
-    String one = g.node("Cast", path, List.of(beyond), attribute("to", DataType.FLOAT_VALUE));
+    return leastWhere(g.node("Greater", path, List.of(distance, g.whole(most))), path);
+  }
+
+  private String leastWhere(String condition, String path) {
+    String one = g.node("Cast", path, List.of(condition), attribute("to", DataType.FLOAT_VALUE));
     return g.node("Mul", path, List.of(one, g.number(-Float.MAX_VALUE)));
   }
 
@@ -81,13 +82,48 @@ record Tokens(GraphWriter g) {
         });
   }
 
-  /** The mean over the tokens of each text: [batch, hidden]. */
-  String mean(String x, String mask) {
-    String kept = kept(mask);
-    String read = g.node("Mul", "mean", List.of(x, kept));
-    String sum = g.node("ReduceSum", "mean", List.of(read, g.wholes(1)), attribute("keepdims", 0L));
-    String count =
-        g.node("ReduceSum", "mean/count", List.of(kept, g.wholes(1)), attribute("keepdims", 0L));
-    return g.node("Div", "mean", List.of(sum, count));
+  /**
+   * The mean over the tokens of each text: [batch, hidden].
+   *
+   * @param weights of tokens, [batch, tokens, 1]
+   */
+  String mean(String x, String weights, String path) {
+    String sum = sum(g.node("Mul", path, List.of(x, weights)), path);
+    return g.node("Div", path, List.of(sum, sum(weights, path + "/count")));
+  }
+
+  /** The sum over tokens: [batch, hidden]. */
+  String sum(String x, String path) {
+    return g.node("ReduceSum", path, List.of(x, g.wholes(1)), attribute("keepdims", 0L));
+  }
+
+  /** The first token of each: [batch, hidden]. */
+  String first(String x) {
+    return g.node("Gather", "first", List.of(x, g.whole(0)), attribute("axis", 1L));
+  }
+
+  /** The last token of each text, which padding follows: [batch, hidden]. */
+  String last(String x, String mask, String path) {
+    String place = g.node("Unsqueeze", mask + "/last", List.of(lastPlaces(mask), g.wholes(1)));
+    return g.node("GatherND", path, List.of(x, place), attribute("batch_dims", 1L));
+  }
+
+  /** Where the last token of each text is: [batch]. */
+  String lastPlaces(String mask) {
+    String path = mask + "/last";
+    return g.once(path, () -> g.node("Sub", path, List.of(lengths(mask), g.wholes(1))));
+  }
+
+  /** How many tokens each text has: [batch]. */
+  String lengths(String mask) {
+    return g.once(mask + "/ReduceSum", () -> sum(mask, mask));
+  }
+
+  /** Queries or keys, [batch, tokens, heads · width], turned by their places. */
+  String turned(String x, String path, String cosines, String sines) {
+    String turned = path + "/RotaryEmbedding";
+    g.runtimeNode(
+        "RotaryEmbedding", path, List.of(x, g.wholes(0), cosines, sines), List.of(turned));
+    return turned;
   }
 }

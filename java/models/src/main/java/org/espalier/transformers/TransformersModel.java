@@ -25,6 +25,10 @@ public final class TransformersModel {
   /** The file of a folder that says what is computed. */
   public static final String CONFIGURATION = Configuration.FILE;
 
+  /** What outputs are called that are embeddings of texts, [batch, width]. */
+  public static final Set<String> EMBEDDINGS =
+      Set.of(SentenceEmbedding.OUTPUT, ClipTextEncoder.EMBEDDING);
+
   /** One part of a model of two: of two encoders, or of an encoder and a decoder that answers. */
   public enum Part {
     TEXT,

@@ -59,7 +59,7 @@ class VisionEncoder extends ImageEncoder {
   boolean classified(String x, List<String> classes) {
     boolean named = names(classes, CLASSIFIES);
     if (named) {
-      giveLogits(first(x), "classifier", hidden);
+      giveLogits(tokens.first(x), "classifier", hidden);
     }
     return named;
   }
@@ -106,7 +106,7 @@ class VisionEncoder extends ImageEncoder {
       }
       long labels = config.labels();
       String second = g.node("Gather", "second", List.of(x, g.whole(1)), attribute("axis", 1L));
-      String own = g.linear(first(x), "cls_classifier", hidden, labels, true);
+      String own = g.linear(tokens.first(x), "cls_classifier", hidden, labels, true);
       String taught = g.linear(second, "distillation_classifier", hidden, labels, true);
       String both = g.node("Add", LOGITS, List.of(own, taught));
       String mean = g.node("Mul", LOGITS, List.of(both, g.number(0.5f)));

@@ -125,12 +125,12 @@ final class RunExport {
 
   /** Puts both files where sentence-transformers has them. */
   private void copyPooling() {
-    Path modules = folder.resolve(SentenceModules.FILE);
+    Path list = folder.resolve(SentenceModules.FILE);
     Path config = folder.resolve(pooling.folder()).resolve("config.json");
     FileTree.createFolder(config.getParent());
-    AtomicFile.copy(pooling.modules(), modules);
+    AtomicFile.copy(pooling.modules(), list);
     AtomicFile.copy(pooling.file(), config);
-    add(List.of(modules), "how embeddings are made, as it was");
+    add(List.of(list), "how embeddings are made, as it was");
     add(List.of(config), "how states of tokens are pooled, as it was");
   }
 

@@ -22,7 +22,7 @@ final class OneDnn {
 
   /**
    * Computes a convolution and a transposed one, and where oneDNN is wrong has libtorch compute all of them by itself from
-   * now on, in the whole process, with a warning. Some milliseconds.
+   * now on, in the whole process, with a warning. A tenth of a second in a new process.
    */
   static void leaveOutWhereWrong() {
     Context context = torch.globalContext();
