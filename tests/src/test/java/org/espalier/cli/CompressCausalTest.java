@@ -116,6 +116,46 @@ class CompressCausalTest {
     assertTrue(page.contains("of the norm of logits from the float32 model"), page);
   }
 
+  /** A layer, and of the other one some channels, go before what is left follows the whole. */
+  @Test
+  void aModelWithoutALayerFollowsTheWhole() throws IOException {
+    compress("--set", "quantize.steps=0");
+    Files.copy(out().resolve("model-float.onnx"), folder.resolve("teacher.onnx"));
+    Path shallow = folder.resolve("shallow.yaml");
+    Files.writeString(
+        shallow,
+        """
+        model: {file: teacher.onnx, tokenizer: tokenizer.json}
+        student: {layers: 0.5, channels: 0.25}
+        data: {texts: texts.txt, task: causal-lm, validation: 64, evaluation: 100}
+        stages:
+          - {kind: distil, steps: 80, batch: 32, learning-rate: 1e-2}
+        export: {formats: [onnx]}
+        """);
+    Path made = folder.resolve("shallow");
+    Run run = Run.of("compress", shallow, "-o", made).done();
+    assertTrue(run.err().contains("1 of 2 layers (without "), run.err());
+    assertTrue(run.err().contains("96 of 128 channels"), run.err());
+    JsonNode report = new ObjectMapper().readTree(made.resolve("report.json").toFile());
+    assertEquals(0.5, report.at("/model/layers_removed").asDouble());
+    JsonNode fidelity = report.path("fidelity");
+    assertTrue(fidelity.path("kl").asDouble() < 0.05, fidelity.toString());
+    assertTrue(fidelity.path("agreement").asDouble() > 0.9, fidelity.toString());
+    String page = Files.readString(made.resolve("report.html"));
+    assertTrue(page.contains("50 % of its layers removed, then 25 % of its hidden channels"), page);
+    OnnxModel written = OnnxModel.read(made.resolve("model.onnx"));
+    assertEquals(5, written.initializers().stream().filter(i -> i.dims().length == 2).count() - 2);
+
+    Files.writeString(shallow, Files.readString(shallow).replace("layers: 0.5", "layers: 0.9"));
+    Run.refused(
+        folder,
+        new String[] {"shallow.yaml:2: student.layers", "2 of 2 layers", "of which 1 can"},
+        "compress",
+        shallow,
+        "-o",
+        folder.resolve("none"));
+  }
+
   /** A model of a quarter of the weights follows one that has learned, without looking at a label. */
   @Test
   void aStudentFollowsItsTeachersLogits() throws IOException {

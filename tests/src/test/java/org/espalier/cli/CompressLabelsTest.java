@@ -400,7 +400,12 @@ report: {each-stage: false}
         none);
     Files.writeString(recipe, narrow.replace("{channels: 0.5}", "{}"));
     Run.refused(
-        folder, new String[] {"student.file", "file or channels"}, "compress", recipe, "-o", none);
+        folder,
+        new String[] {"student.file", "layers or channels"},
+        "compress",
+        recipe,
+        "-o",
+        none);
     Files.writeString(recipe, narrow.replace("channels: 0.5", "channels: 1"));
     Run.refused(folder, new String[] {"recipe.yaml:3", "channels"}, "compress", recipe, "-o", none);
   }

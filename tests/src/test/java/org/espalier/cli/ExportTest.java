@@ -83,7 +83,10 @@ class ExportTest {
       double divergence = divergence(onnx, out);
       assertTrue(divergence > 0 && divergence < 0.1, form + ": " + divergence);
     }
-    for (String[] how : new String[][] {{"--amount", "0.2", "--refit"}, {"--channels", "0.2"}}) {
+    for (String[] how :
+        new String[][] {
+          {"--amount", "0.2", "--refit"}, {"--channels", "0.2"}, {"--layers", "0.5"}
+        }) {
       Path out = folder.resolve(how[0] + ".onnx");
       Object[] args = {"prune", checkpoint, "-o", out, "--calibration", texts, "--json"};
       Object[] all = Arrays.copyOf(args, args.length + how.length);

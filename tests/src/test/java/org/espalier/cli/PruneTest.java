@@ -398,6 +398,14 @@ class PruneTest {
     refused(
         "--allocation is for --channels", "-o", out, "--amount", "0.5", "--allocation", "uniform");
     refused("--allocation", "-o", out, "--channels", "0.5", "--allocation", "fair");
+    refused("for --channels", "-o", out, "--layers", "0.5", "--allocation", "uniform");
+    refused("for --channels", "-o", out, "--layers", "0.5", "--cache-heads");
+    refused("not --layers", "-o", out, "--layers", "0.5", "--mask-out", "masks.safetensors");
+    refused("--include and --exclude", "-o", out, "--layers", "0.5", "--exclude", "w");
+    refused("share of 0.0 of the layers", "-o", out, "--layers", "0");
+    refused("share of NaN of the layers", "-o", out, "--layers", "NaN");
+    refused("no layers that follow each other", "-o", out, "--layers", "0.5");
+    refused("mutually exclusive", "-o", out, "--layers", "0.5", "--channels", "0.5");
     refused("--outputs is for --channels", "-o", out, "--amount", "0.5", "--outputs", "y");
     refused("'z' matches no output", "-o", out, "--channels", "0.5", "--outputs", "z");
     refused("that are calibrated", "-o", out, "--channels", "0.5", "--outputs", "y");

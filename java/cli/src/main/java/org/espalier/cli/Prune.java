@@ -1,5 +1,6 @@
 package org.espalier.cli;
 
+import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
@@ -19,6 +20,7 @@ import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.compress.onnx.ChannelPruner.Allocation;
 import org.espalier.compress.onnx.FloatWeights;
+import org.espalier.compress.onnx.LayerPruner;
 import org.espalier.compress.onnx.OnnxPruner;
 import org.espalier.compress.onnx.OnnxPruner.Candidate;
 import org.espalier.compress.onnx.RefittingPruner;
@@ -62,6 +64,12 @@ import picocli.CommandLine.Parameters;
           + " outputs miss less lose more, and in all as much work is saved as if each lost the"
           + " share; with --allocation uniform each loses it.",
       "",
+      "With --layers it removes whole layers, as the blocks of a transformer, in place of single"
+          + " weights: those that the outputs for some calibration examples miss least, one after"
+          + " another. What is left is as much smaller and faster, and is meant to be trained:"
+          + " 'espalier compress' has it follow the original. Keys and values that a decoder takes"
+          + " and gives for earlier tokens are numbered anew.",
+      "",
       "With --refit each tensor loses as much as it would by magnitude, but the same share of each"
           + " output's weights, to the nearest whole one, those that what calibration sees misses"
           + " least, and the others are refitted to it: outputs change much less. With --scope"
@@ -81,6 +89,7 @@ import picocli.CommandLine.Parameters;
       "  espalier prune model.onnx -o m24.onnx --pattern 2:4 --include '*.query.*'",
       "  espalier prune model.onnx -o half.onnx --amount 0.5 --refit --calibration texts.txt",
       "  espalier prune model.onnx -o small.onnx --channels 0.3",
+      "  espalier prune encoder.onnx -o shallow.onnx --layers 0.5 --calibration texts.txt",
     })
 final class Prune implements Callable<Integer> {
   @Mixin private CommonOptions common;
@@ -196,6 +205,39 @@ final class Prune implements Callable<Integer> {
                 + " smaller and faster: the inner width of feed-forward blocks, the heads of"
                 + " attentions, the channels of images between convolutions.")
     private Double channels;
+
+    @Option(
+        names = "--layers",
+        paramLabel = "SHARE",
+        description =
+            "Remove this share of the layers of an ONNX model, to the nearest whole one: of those"
+                + " that follow each other with the same operators and shapes, each with a residual"
+                + " sum.")
+    private Double layers;
+
+    /** The option that removes parts of the model; null where weights are pruned. */
+    private String ofParts() {
+      return channels != null ? "--channels" : layers != null ? "--layers" : null;
+    }
+  }
+
+  /**
+   * What a removal of parts left.
+   *
+   * @param text for people
+   * @param key of {@code json}
+   */
+  private record Left(String text, String key, JsonNode json) {}
+
+  /** Removes parts of a model. */
+  @FunctionalInterface
+  private interface Removal {
+    /**
+     * Removes them.
+     *
+     * @param examples empty where the user wants no calibration
+     */
+    Left from(Optional<ActivationSource> examples, Progress progress);
   }
 
   private MagnitudePrune.Rule rule() {
@@ -223,21 +265,24 @@ final class Prune implements Callable<Integer> {
   @Override
   public Integer call() {
     String isa = Machine.isa().name().toLowerCase(Locale.ROOT);
-    if (how.channels != null) {
-      pruneChannels();
+    if (how.channels == null) {
+      if (allocation != null) {
+        throw new InputException("--allocation is for --channels");
+      }
+      if (cacheHeads) {
+        throw new InputException("--cache-heads is for --channels");
+      }
+    }
+    if (how.ofParts() != null) {
+      removeParts();
       return 0;
     }
-    if (allocation != null) {
-      throw new InputException("--allocation is for --channels");
-    }
-    if (cacheHeads) {
-      throw new InputException("--cache-heads is for --channels");
-    }
     if (outputs.given()) {
-      throw new InputException("--outputs is for --channels");
+      throw new InputException("--outputs is for --channels and --layers");
     }
     if (!refit && (calibration.given() || tokenizer.given())) {
-      throw new InputException("--calibration and --tokenizer are for --channels and --refit");
+      throw new InputException(
+          "--calibration and --tokenizer are for --channels, --layers and --refit");
     }
     MagnitudePrune.Rule rule = rule();
     Path masksIn = maskIn == null ? null : ModelSource.path(maskIn);
@@ -296,28 +341,63 @@ final class Prune implements Callable<Integer> {
     return 0;
   }
 
-  private void pruneChannels() {
+  private void removeParts() {
+    String option = how.ofParts();
     if (scope != null || maskIn != null || maskOut != null || refit) {
       throw new InputException(
-          "--scope, --mask-in, --mask-out and --refit are for weights, not --channels");
+          "--scope, --mask-in, --mask-out and --refit are for weights, not " + option);
     }
     if (outputs.given() && allocation == Allocation.UNIFORM) {
       throw new InputException("--outputs is for --allocation global, which looks at them");
     }
-    ModelSource source = ModelSource.find(model, common::note).asOnnx("--channels");
+    if (how.layers != null && tensors.given()) {
+      throw new InputException("--include and --exclude name weights, of which --layers has none");
+    }
+    ModelSource source = ModelSource.find(model, common::note).asOnnx(option);
     device.use(false);
     Path target = source.output(output);
     long begin = System.nanoTime();
     OnnxModel onnx = source.onnx(common::note);
-    boolean hasPast = onnx.inputs().stream().anyMatch(input -> PastInput.isOne(input.getName()));
-    if (cacheHeads && hasPast && calibration.ofTensors()) {
+    AtomicFile.check(target, onnx.files().toArray(Path[]::new));
+    Companions companions = new Companions(source, target);
+    companions.check();
+    Removal removal = how.channels != null ? channels(onnx) : layers(onnx);
+    Left left;
+    double speedup;
+    List<Path> written;
+    try (Progress progress = new Progress(common.err(), "calibrating")) {
+      Optional<ActivationSource> examples =
+          calibration.dynamic(onnx, source, tokenizer, common::note, progress);
+      if (outputs.given() && examples.isEmpty()) {
+        throw new InputException("--outputs is for models that are calibrated: --calibration");
+      }
+      left = removal.from(examples, progress);
+      progress.update("timing", 0, 0);
+      speedup = calibration.speedup(source, onnx, examples, common::note);
+      progress.update("writing", 0, 0);
+      written = onnx.write(target, source.path());
+      companions.write();
+    }
+    companions.tell(common::note);
+    report(
+        left,
+        FileTree.bytes(onnx.files()),
+        FileTree.bytes(written),
+        speedup,
+        (System.nanoTime() - begin) * 1e-9);
+    common.note(
+        "'espalier compress' trains what is left: a recipe with the original as model and this as"
+            + " student, or with student: {"
+            + option.substring(2)
+            + ": …} in place of this step");
+  }
+
+  private Removal channels(OnnxModel onnx) {
+    if (cacheHeads && hasPast(onnx) && calibration.ofTensors()) {
       throw new InputException(
           "--cache-heads: tensors of --calibration hold keys and values of all heads, which the"
               + " narrower model does not take; a text file, or 'none', is right");
     }
-    AtomicFile.check(target, onnx.files().toArray(Path[]::new));
-    Companions companions = new Companions(source, target);
-    companions.check();
     ChannelPruner pruner =
         ChannelPruner.choosing(
             onnx,
@@ -327,32 +407,59 @@ final class Prune implements Callable<Integer> {
             names -> tensors.choose(names, name -> true));
     pruner.measureBy(outputs.choose(onnx));
     pruner.kept().ifPresent(kept -> common.note(kept + "; --cache-heads removes such too"));
-    List<ChannelPruner.Narrowed> narrowed;
-    double speedup;
-    List<Path> written;
-    try (Progress progress = new Progress(common.err(), "calibrating")) {
-      Optional<ActivationSource> examples =
-          calibration.dynamic(onnx, source, tokenizer, common::note, progress);
-      if (outputs.given() && examples.isEmpty()) {
-        throw new InputException("--outputs is for models that are calibrated: --calibration");
+    return (examples, progress) -> {
+      List<ChannelPruner.Narrowed> narrowed = pruner.prune(examples.orElse(null), progress::update);
+      ArrayNode list = JsonNodeFactory.instance.arrayNode();
+      for (ChannelPruner.Narrowed set : narrowed) {
+        list.addObject()
+            .put("name", set.name())
+            .put("numbers", set.numbers())
+            .put("before", set.before())
+            .put("after", set.after());
       }
-      narrowed = pruner.prune(examples.orElse(null), progress::update);
-      progress.update("timing", 0, 0);
-      speedup = calibration.speedup(source, onnx, examples, common::note);
-      progress.update("writing", 0, 0);
-      written = onnx.write(target, source.path());
-      companions.write();
+      return new Left(
+          ChannelPruner.summary(narrowed)
+              + ", in "
+              + narrowed.size()
+              + (narrowed.size() == 1 ? " set" : " sets"),
+          "channels",
+          list);
+    };
+  }
+
+  private Removal layers(OnnxModel onnx) {
+    if (hasPast(onnx) && calibration.ofTensors()) {
+      throw new InputException(
+          "--layers: tensors of --calibration hold keys and values of all layers, which the"
+              + " shallower model does not take; a text file is right");
     }
-    companions.tell(common::note);
-    reportChannels(
-        narrowed,
-        FileTree.bytes(onnx.files()),
-        FileTree.bytes(written),
-        speedup,
-        (System.nanoTime() - begin) * 1e-9);
-    common.note(
-        "'espalier compress' trains what is left: a recipe with the original as model and this as"
-            + " student, or with student: {channels: …} in place of this step");
+    LayerPruner pruner = new LayerPruner(onnx, how.layers, outputs.choose(onnx));
+    return (examples, progress) -> {
+      LayerPruner.Removed removed =
+          pruner.prune(
+              examples.orElseThrow(
+                  () ->
+                      new InputException(
+                          "--layers removes what examples say is missed least: --calibration names"
+                              + " some")),
+              progress::update);
+      ObjectNode json = JsonNodeFactory.instance.objectNode();
+      json.put("before", removed.layers());
+      ArrayNode gone = json.putArray("removed");
+      removed.gone().forEach(gone::add);
+      json.set("output_error", Json.of(removed.error()));
+      return new Left(
+          removed.summary()
+              + ", which changes outputs by "
+              + Quantity.percent(removed.error())
+              + " of their norm",
+          "layers",
+          json);
+    };
+  }
+
+  private static boolean hasPast(OnnxModel onnx) {
+    return onnx.inputs().stream().anyMatch(input -> PastInput.isOne(input.getName()));
   }
 
   private Set<String> choose(OnnxModel onnx, MagnitudePrune.Rule rule) {
@@ -428,12 +535,8 @@ final class Prune implements Callable<Integer> {
     return fitting::contains;
   }
 
-  private void reportChannels(
-      List<ChannelPruner.Narrowed> narrowed,
-      long inputBytes,
-      long outputBytes,
-      double speedup,
-      double seconds) {
+  private void report(
+      Left left, long inputBytes, long outputBytes, double speedup, double seconds) {
     double ratio = (double) outputBytes / inputBytes;
     if (common.json()) {
       ObjectNode json = JsonNodeFactory.instance.objectNode();
@@ -443,24 +546,12 @@ final class Prune implements Callable<Integer> {
       if (!Double.isNaN(speedup)) {
         json.put("speedup", speedup);
       }
-      ArrayNode list = json.putArray("channels");
-      for (ChannelPruner.Narrowed set : narrowed) {
-        list.addObject()
-            .put("name", set.name())
-            .put("numbers", set.numbers())
-            .put("before", set.before())
-            .put("after", set.after());
-      }
+      json.set(left.key(), left.json());
       common.print(json);
       return;
     }
     Table table = new Table("", "");
-    table.add(
-        "left",
-        ChannelPruner.summary(narrowed)
-            + ", in "
-            + narrowed.size()
-            + (narrowed.size() == 1 ? " set" : " sets"));
+    table.add("left", left.text());
     table.add("size", Format.sizes(outputBytes, inputBytes));
     if (!Double.isNaN(speedup)) {
       table.add("speed", Format.speedup(speedup));

@@ -31,6 +31,11 @@ final class TensorOptions {
     return !include.isEmpty();
   }
 
+  /** Whether the user chose tensors. */
+  boolean given() {
+    return !include.isEmpty() || !exclude.isEmpty();
+  }
+
   /**
    * The chosen names.
    *

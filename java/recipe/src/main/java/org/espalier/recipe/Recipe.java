@@ -106,12 +106,17 @@ public record Recipe(
   /**
    * What is trained in place of the model.
    *
-   * @param file a reference; null for the model itself with fewer channels
-   * @param channels the share of its hidden channels that goes; 0 where there is a file
+   * @param file a reference; null for the model itself with fewer layers or channels
+   * @param layers the share of its layers that goes; 0 for none
+   * @param channels the share of its hidden channels, of the layers that are left, that goes; 0 for none
    * @param allocation of which sets how many go
    */
   public record StudentSettings(
-      String file, double channels, ChannelPruner.Allocation allocation, Place place) {}
+      String file,
+      double layers,
+      double channels,
+      ChannelPruner.Allocation allocation,
+      Place place) {}
 
   /**
    * The data: {@code texts} or {@code examples}.
@@ -376,18 +381,24 @@ public record Recipe(
 
   private static StudentSettings student(Settings student) {
     boolean file = student.given("file");
-    if (file == student.given("channels")) {
+    boolean channels = student.given("channels");
+    boolean layers = student.given("layers");
+    if (file == (channels || layers)) {
       throw student.wrong(
-          file ? "channels" : "file", "either file or channels is needed, not both");
+          layers ? "layers" : channels ? "channels" : "file",
+          file
+              ? "either a file is needed, or layers, channels or both, not both a file and these"
+              : "a file, layers or channels are needed");
     }
-    if (file && student.given("allocation")) {
-      throw student.wrong("allocation", "it is for channels, not for a file");
+    if (!channels && student.given("allocation")) {
+      throw student.wrong("allocation", "it is for channels");
     }
     return new StudentSettings(
         student.text("file"),
-        file ? 0 : student.real("channels"),
+        layers ? student.real("layers") : 0,
+        channels ? student.real("channels") : 0,
         ChannelPruner.Allocation.valueOf(student.text("allocation").toUpperCase(Locale.ROOT)),
-        student.place(file ? "file" : "channels"));
+        student.place(file ? "file" : layers ? "layers" : "channels"));
   }
 
   private static void checkCompressedTensors(List<Stage> stages, Settings export) {

@@ -223,11 +223,15 @@ public final class RecipeRun {
       node.put("teacher", recipe.teacher());
     }
     if (recipe.student() != null) {
-      String file = recipe.student().file();
-      if (file != null) {
-        node.put("student", file);
-      } else {
-        node.put("channels_removed", recipe.student().channels());
+      Recipe.StudentSettings student = recipe.student();
+      if (student.file() != null) {
+        node.put("student", student.file());
+      }
+      if (student.layers() > 0) {
+        node.put("layers_removed", student.layers());
+      }
+      if (student.channels() > 0) {
+        node.put("channels_removed", student.channels());
       }
     }
     return node;

@@ -117,12 +117,18 @@ public final class RecipeSchema {
             optional(
                 "file", FILE, null, "A smaller model with the same output, ONNX or such a folder."),
             optional(
+                "layers",
+                new Real(0, false, 1, false),
+                null,
+                "In place of a file: the model itself without this share of its layers, those that"
+                    + " its outputs for calibration examples miss least."),
+            optional(
                 "channels",
                 new Real(0, false, 1, false),
                 null,
-                "In place of a file: the model itself without this share of its hidden channels, of"
-                    + " feed-forward blocks and between convolutions, and of its attention heads,"
-                    + " refitted to what calibration saw."),
+                "In place of a file, or behind layers: the model itself without this share of its"
+                    + " hidden channels, of feed-forward blocks and between convolutions, and of"
+                    + " its attention heads, refitted to what calibration saw."),
             optional(
                 "allocation",
                 new Choice(List.of("global", "uniform")),

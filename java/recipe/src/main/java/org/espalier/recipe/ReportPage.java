@@ -74,6 +74,10 @@ final class ReportPage {
 
   private String summary() {
     List<String> done = new ArrayList<>();
+    double layers = report.path("model").path("layers_removed").asDouble();
+    if (layers > 0) {
+      done.add(Math.round(100 * layers) + " % of its layers removed");
+    }
     double channels = report.path("model").path("channels_removed").asDouble();
     if (channels > 0) {
       done.add(Math.round(100 * channels) + " % of its hidden channels and heads removed");

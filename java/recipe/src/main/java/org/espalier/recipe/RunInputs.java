@@ -17,6 +17,7 @@ import org.espalier.compress.CompressedTensorsFolder;
 import org.espalier.compress.Progress;
 import org.espalier.compress.onnx.ChannelPruner;
 import org.espalier.compress.onnx.Float16Converter;
+import org.espalier.compress.onnx.LayerPruner;
 import org.espalier.compress.onnx.RefittingPruner;
 import org.espalier.evaluate.LanguageModelEvaluator;
 import org.espalier.evaluate.MeasuredModel;
@@ -294,36 +295,44 @@ final class RunInputs {
     return MeasuredModel.of(written);
   }
 
-  /** The model without some of its hidden channels. */
-  private OnnxModel narrowed() {
-    host.progress("removing channels", 0, 0);
-    OnnxModel narrow = model.copy();
+  /** The model without some of its layers and hidden channels. */
+  private OnnxModel smaller() {
+    OnnxModel small = model.copy();
+    Recipe.StudentSettings student = recipe.student();
+    String key = "layers";
     try {
-      ChannelPruner pruner =
-          new ChannelPruner(
-              narrow, recipe.student().channels(), recipe.student().allocation(), weight -> true);
-      pruner.kept().ifPresent(host::note);
-      List<ChannelPruner.Narrowed> sets =
-          pruner.prune(
-              data.calibration(),
-              (phase, done, total) ->
-                  host.progress(
-                      phase == Progress.Phase.CALIBRATE
-                          ? "removing channels: calibrating"
-                          : "removing channels: trying smaller models",
-                      done,
-                      total));
-      host.note(ChannelPruner.summary(sets) + " are left");
+      if (student.layers() > 0) {
+        LayerPruner pruner = new LayerPruner(small, student.layers());
+        host.note(pruner.prune(data.calibration(), removing(key)).summary() + " are left");
+      }
+      key = "channels";
+      if (student.channels() > 0) {
+        ChannelPruner pruner =
+            new ChannelPruner(small, student.channels(), student.allocation(), weight -> true);
+        pruner.kept().ifPresent(host::note);
+        List<ChannelPruner.Narrowed> sets = pruner.prune(data.calibration(), removing(key));
+        host.note(ChannelPruner.summary(sets) + " are left");
+      }
     } catch (InputException e) {
-      throw new InputException(
-          recipe.student().place() + ": student.channels: " + e.getMessage(), e);
+      throw new InputException(student.place() + ": student." + key + ": " + e.getMessage(), e);
     }
-    return narrow;
+    return small;
+  }
+
+  private Progress removing(String what) {
+    host.progress("removing " + what, 0, 0);
+    return (phase, done, total) ->
+        host.progress(
+            "removing "
+                + what
+                + (phase == Progress.Phase.CALIBRATE ? ": calibrating" : ": trying smaller models"),
+            done,
+            total);
   }
 
   private Compression.Job job(Path cache) {
     OnnxModel trained =
-        recipe.student() == null ? model : studentFile != null ? read(studentFile) : narrowed();
+        recipe.student() == null ? model : studentFile != null ? read(studentFile) : smaller();
     OnnxModel teacher =
         teacherFile != null ? read(teacherFile) : recipe.student() != null ? model : null;
     return new Compression.Job(

@@ -241,7 +241,7 @@ public final class ChannelPruner {
   }
 
   /** A model as it can be run: activations of 16 bits cannot be received. */
-  private static OnnxModel floats(OnnxModel model) {
+  static OnnxModel floats(OnnxModel model) {
     if (!HalfPrecision.isIn(model)) {
       return model;
     }

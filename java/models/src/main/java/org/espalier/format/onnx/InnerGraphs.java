@@ -161,7 +161,7 @@ public final class InnerGraphs {
   }
 
   /** A node with the new names of the values that it and its graphs read, and of those that it makes. */
-  static NodeProto renamed(NodeProto n, Map<String, String> names) {
+  public static NodeProto renamed(NodeProto n, Map<String, String> names) {
     return changed(
         renamedNode(n, names),
         g -> {

@@ -303,6 +303,25 @@ public final class OnnxModel {
     return all;
   }
 
+  /**
+   * The nodes that some values need, in a new list.
+   *
+   * @param nodes in topological order
+   */
+  public static List<NodeProto> needed(List<NodeProto> nodes, Set<String> values) {
+    Set<String> read = new HashSet<>(values);
+    List<NodeProto> needed = new ArrayList<>();
+    for (int i = nodes.size() - 1; i >= 0; i--) {
+      NodeProto n = nodes.get(i);
+      if (n.getOutputList().stream().anyMatch(read::contains)) {
+        read.addAll(uses(n));
+        needed.add(n);
+      }
+    }
+    Collections.reverse(needed);
+    return needed;
+  }
+
   /** The nodes of the main graph by the values they define. */
   public Map<String, NodeProto> producers() {
     Map<String, NodeProto> map = new HashMap<>();
@@ -375,6 +394,23 @@ public final class OnnxModel {
     given.values().forEach(all::addAll);
     all.addAll(nodes);
     setNodes(all);
+  }
+
+  /**
+   * Replaces inputs, outputs and nodes of the main graph. What was said of values that are gone is forgotten, as are
+   * initializers that nothing uses any more.
+   *
+   * @throws InputException if the nodes are not in topological order, or read or give what is not there; the model must not be
+   *     used then
+   */
+  public void replaceGraph(
+      List<ValueInfoProto> inputs, List<ValueInfoProto> outputs, List<NodeProto> newNodes) {
+    constantInitializers();
+    graph.clearInput().addAllInput(inputs).clearOutput().addAllOutput(outputs);
+    setNodes(newNodes);
+    removeUnusedInitializers();
+    Set<String> known = usedNames();
+    removeValueInfo(value -> !known.contains(value));
   }
 
   /** The outputs of the main graph. */
@@ -685,16 +721,7 @@ public final class OnnxModel {
       return copy;
     }
     copy.graph.clearOutput().addAllOutput(kept);
-    Set<String> needed = copy.outputNames();
-    List<NodeProto> left = new ArrayList<>();
-    for (int i = nodes.size() - 1; i >= 0; i--) { // which are in topological order
-      NodeProto n = nodes.get(i);
-      if (n.getOutputList().stream().anyMatch(needed::contains)) {
-        needed.addAll(uses(n));
-        left.add(0, n);
-      }
-    }
-    copy.setNodes(left);
+    copy.setNodes(needed(nodes, copy.outputNames()));
     return copy;
   }
 

@@ -9,6 +9,8 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
 import org.espalier.InputException;
 
 /**
@@ -28,6 +30,10 @@ public final class PastInput {
   /** How the names of those end that hold what an encoder read, of which a decoder alone knows nothing. */
   private static final List<String> READ = List.of(".encoder.key", ".encoder.value");
 
+  private static final Pattern NUMBERED =
+      Pattern.compile(
+          "(" + Pattern.quote(PREFIX) + "|" + Pattern.quote(PRESENT) + ")(\\d{1,6})(\\..*)");
+
   private static final Set<DataType> TYPES =
       EnumSet.of(DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16);
 
@@ -41,6 +47,21 @@ public final class PastInput {
   /** Whether models call an output so that gives what such an input takes when the text goes on. */
   public static boolean isNext(String output) {
     return output.startsWith(PRESENT);
+  }
+
+  /**
+   * The number of the layer that such an input or output belongs to: 3 of {@code past_key_values.3.key}; −1 where its name has
+   * none.
+   */
+  public static int layer(String name) {
+    Matcher numbered = NUMBERED.matcher(name);
+    return numbered.matches() ? Integer.parseInt(numbered.group(2)) : -1;
+  }
+
+  /** What it is called where it belongs to the layer of another number. */
+  public static String withLayer(String name, int layer) {
+    Matcher numbered = NUMBERED.matcher(name);
+    return numbered.matches() ? numbered.group(1) + layer + numbered.group(3) : name;
   }
 
   /**

@@ -1,0 +1,374 @@
+package org.espalier.compress.onnx.layers;
+
+import ai.onnx.proto.OnnxMl.AttributeProto;
+import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
+import java.nio.charset.StandardCharsets;
+import java.util.ArrayDeque;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Collection;
+import java.util.Collections;
+import java.util.Comparator;
+import java.util.Deque;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.stream.IntStream;
+import org.espalier.format.onnx.OnnxInitializer;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.PastInput;
+
+/**
+ * Finds layers with a residual sum that follow each other. Where all that the answers depend on goes through one value, the graph has
+ * a cut; between two cuts lies a segment. A stack is a row of segments that repeats itself, with the same operators, attributes
+ * and shapes of constants, and ends as late as it can: of encoders that normalize behind each sum, the norm is a layer's last.
+ */
+public final class LayerSearch {
+  /** What they give does not depend on their operand's values. */
+  private static final Set<String> SIZES = Set.of("Shape", "Size");
+
+  private static final Set<String> SUMS = Set.of("Add", "Sum");
+
+  /** What tells layers apart that compute otherwise, as on other parts of a text: their products. */
+  private static final Set<String> PRODUCTS =
+      Set.of(
+          "Attention",
+          "Conv",
+          "Gemm",
+          "GroupQueryAttention",
+          "MatMul",
+          "MatMulInteger",
+          "MatMulNBits",
+          "MultiHeadAttention");
+
+  /**
+   * What leads from one value to the answers.
+   *
+   * @param cuts the value itself, and those through which all goes, in order
+   * @param sums of cuts that are norms the sums that go on beside them
+   * @param segments the nodes before each cut but the first, behind the one before
+   */
+  private record Chain(
+      List<String> cuts, Map<String, String> sums, List<List<NodeProto>> segments) {
+    Chain(String start) {
+      this(new ArrayList<>(List.of(start)), new HashMap<>(), new ArrayList<>());
+    }
+  }
+
+  /**
+   * Segments that repeat themselves.
+   *
+   * @param from the first of them
+   * @param period of how many each layer is
+   * @param layers how many layers there are
+   */
+  private record Stack(int from, int period, int layers) {
+    int to() {
+      return from + period * layers;
+    }
+  }
+
+  private final OnnxModel model;
+  private final Set<String> answers;
+
+  /** The nodes that the answers' values follow from, in order. */
+  private final List<NodeProto> needed = new ArrayList<>();
+
+  private final Map<NodeProto, Set<String>> uses = new HashMap<>();
+
+  private LayerSearch(OnnxModel model, Set<String> answers) {
+    this.model = model;
+    this.answers = answers;
+    Set<String> values = new HashSet<>(answers);
+    List<NodeProto> nodes = model.nodes();
+    for (int i = nodes.size() - 1; i >= 0; i--) { // which are in topological order
+      NodeProto n = nodes.get(i);
+      if (!isSize(n) && n.getOutputList().stream().anyMatch(values::contains)) {
+        Set<String> used = OnnxModel.uses(n);
+        values.addAll(used);
+        uses.put(n, used);
+        needed.add(n);
+      }
+    }
+    Collections.reverse(needed);
+  }
+
+  private static boolean isSize(NodeProto n) {
+    return OnnxModel.isOwn(n) && SIZES.contains(n.getOpType());
+  }
+
+  /**
+   * The layers of the stacks of a model, in graph order; empty where it has none.
+   *
+   * @param answers the outputs that it is for
+   */
+  public static List<RepeatedLayer> find(OnnxModel model, Collection<String> answers) {
+    return new LayerSearch(model, new LinkedHashSet<>(answers)).layers();
+  }
+
+  private List<RepeatedLayer> layers() {
+    List<RepeatedLayer> best = List.of();
+    for (String start : starts()) {
+      Chain chain = chain(start);
+      for (boolean coarse : new boolean[] {false, true}) {
+        List<RepeatedLayer> found = layers(chain, stacks(chain, coarse));
+        if (removable(found) > removable(best)) {
+          best = found;
+        }
+      }
+    }
+    return best;
+  }
+
+  private static long removable(List<RepeatedLayer> layers) {
+    return layers.stream().filter(layer -> layer.obstacle() == null).count();
+  }
+
+  private List<RepeatedLayer> layers(Chain chain, List<Stack> stacks) {
+    List<RepeatedLayer> layers = new ArrayList<>();
+    Ends ends = new Ends(chain);
+    for (int s = 0; s < stacks.size(); s++) {
+      Stack stack = stacks.get(s);
+      for (int from = stack.from(); from < stack.to(); from += stack.period()) {
+        layers.add(ends.layer(chain, s, from, from + stack.period()));
+      }
+    }
+    return layers;
+  }
+
+  /** Where a chain may begin: inputs, and what is looked up or computed of these, beside which masks are of the same inputs. */
+  private Set<String> starts() {
+    Set<String> starts = new LinkedHashSet<>();
+    Set<String> inputs = new HashSet<>();
+    for (ValueInfoProto input : model.inputs()) {
+      starts.add(input.getName());
+      inputs.add(input.getName());
+    }
+    for (NodeProto n : needed) {
+      if (OnnxModel.isOwn(n, "Gather") || uses.get(n).stream().anyMatch(inputs::contains)) {
+        n.getOutputList().stream().filter(o -> !o.isEmpty()).forEach(starts::add);
+      }
+    }
+    return starts;
+  }
+
+  private Chain chain(String start) {
+    Map<String, Integer> open = new HashMap<>();
+    Set<String> reached = new HashSet<>(Set.of(start));
+    List<NodeProto> nodes = new ArrayList<>();
+    for (NodeProto n : needed) {
+      List<String> read = uses.get(n).stream().filter(reached::contains).toList();
+      if (!read.isEmpty()) {
+        read.forEach(value -> open.merge(value, 1, Integer::sum));
+        reached.addAll(n.getOutputList());
+        nodes.add(n);
+      }
+    }
+    reached.remove("");
+    answers.stream()
+        .filter(reached::contains)
+        .forEach(value -> open.merge(value, 1, Integer::sum)); // which is never closed
+    Chain chain = new Chain(start);
+    Set<String> live = new HashSet<>(Set.of(start));
+    List<NodeProto> segment = new ArrayList<>();
+    for (NodeProto n : nodes) {
+      segment.add(n);
+      for (String value : uses.get(n)) {
+        if (live.contains(value) && open.merge(value, -1, Integer::sum) == 0) {
+          live.remove(value);
+        }
+      }
+      n.getOutputList().stream().filter(open::containsKey).forEach(live::add);
+      if (!n.getOutputList().containsAll(live)) {
+        continue;
+      }
+      if (live.size() == 1) {
+        chain.cuts().add(live.iterator().next());
+      } else if (SkippedNorm.is(n) && live.equals(Set.of(n.getOutput(0), SkippedNorm.sum(n)))) {
+        chain.cuts().add(n.getOutput(0));
+        chain.sums().put(n.getOutput(0), SkippedNorm.sum(n));
+      } else {
+        continue;
+      }
+      chain.segments().add(segment);
+      segment = new ArrayList<>();
+    }
+    return chain;
+  }
+
+  /**
+   * The stacks of a chain.
+   *
+   * @param coarse whether segments are alike that have the same products
+   */
+  private List<Stack> stacks(Chain chain, boolean coarse) {
+    int count = chain.segments().size();
+    List<String> signatures = new ArrayList<>();
+    boolean[] sums = new boolean[count];
+    for (int i = 0; i < count; i++) {
+      Map<String, String> inside = new HashMap<>(Map.of(chain.cuts().get(i), "input"));
+      String sum = chain.sums().get(chain.cuts().get(i));
+      if (sum != null) {
+        inside.put(sum, "sum");
+      }
+      signatures.add(signature(chain.segments().get(i), inside, coarse));
+      sums[i] = chain.segments().get(i).stream().anyMatch(n -> isSum(n, inside.keySet()));
+    }
+    List<Stack> stacks = new ArrayList<>();
+    addStacks(signatures, sums, 0, count, stacks);
+    stacks.sort(Comparator.comparingInt(Stack::from));
+    return stacks;
+  }
+
+  /** Whether a node adds two values of a segment. */
+  private static boolean isSum(NodeProto n, Set<String> inside) {
+    return (SkippedNorm.is(n) || OnnxModel.isOwn(n) && SUMS.contains(n.getOpType()))
+        && n.getInputList().stream().filter(inside::contains).distinct().count() > 1;
+  }
+
+  /** What segments that compute alike have in common. Adds what its values are called there. */
+  private String signature(List<NodeProto> segment, Map<String, String> inside, boolean coarse) {
+    StringBuilder text = new StringBuilder();
+    for (int i = 0; i < segment.size(); i++) {
+      NodeProto n = segment.get(i);
+      if (coarse && PRODUCTS.contains(n.getOpType())) {
+        text.append(n.getOpType());
+        n.getInputList().forEach(value -> text.append(' ').append(constant(value)));
+        text.append('\n');
+      } else if (!coarse) {
+        text.append(n.getDomain()).append(':').append(n.getOpType());
+        n.getAttributeList().stream()
+            .sorted(Comparator.comparing(AttributeProto::getName))
+            .map(a -> a.toByteString().toString(StandardCharsets.ISO_8859_1))
+            .forEach(a -> text.append(' ').append(a));
+        for (String value : n.getInputList()) {
+          text.append(' ').append(inside.getOrDefault(value, constant(value)));
+        }
+        text.append('\n');
+      }
+      for (int o = 0; o < n.getOutputCount(); o++) {
+        inside.put(n.getOutput(o), i + "." + o);
+      }
+    }
+    inside.remove("");
+    return text.toString();
+  }
+
+  private String constant(String value) {
+    OnnxInitializer constant = model.constant(value);
+    return constant == null
+        ? value.isEmpty() ? "none" : "computed"
+        : constant.type() + Arrays.toString(constant.dims());
+  }
+
+  /** Adds the stack that covers most segments of a range, of equal ones that of the smallest layers, and those before and behind it. */
+  private static void addStacks(
+      List<String> signatures, boolean[] sums, int from, int to, List<Stack> stacks) {
+    Stack best = null;
+    for (int period = 1; 2 * period <= to - from; period++) {
+      int same = 0;
+      for (int i = from; i + period <= to; i++) {
+        if (i + period < to && signatures.get(i).equals(signatures.get(i + period))) {
+          same++;
+          continue;
+        }
+        int layers = (same + period) / period;
+        Stack stack = new Stack(i + period - layers * period, period, layers);
+        boolean isBetter =
+            layers > 1 && (best == null || layers * period > best.layers() * best.period());
+        if (isBetter && IntStream.range(i, i + period).anyMatch(k -> sums[k])) {
+          best = stack;
+        }
+        same = 0;
+      }
+    }
+    if (best != null) {
+      addStacks(signatures, sums, from, best.from(), stacks);
+      stacks.add(best);
+      addStacks(signatures, sums, best.to(), to, stacks);
+    }
+  }
+
+  /** What layers take and give beside the values between them. */
+  private final class Ends {
+    private final Map<String, NodeProto> producers = model.producers();
+
+    /** The places of the cuts. */
+    private final Map<String, Integer> cuts = new HashMap<>();
+
+    /** The outputs but the answers that segments make. */
+    private final Map<Integer, List<String>> outputs = new HashMap<>();
+
+    /** Whether there are keys and values for earlier tokens. */
+    private final boolean caches;
+
+    /** The numbers of those that were found. */
+    private final Set<Integer> found = new HashSet<>();
+
+    Ends(Chain chain) {
+      for (int c = 0; c < chain.cuts().size(); c++) {
+        String cut = chain.cuts().get(c);
+        cuts.put(cut, c);
+        cuts.put(chain.sums().getOrDefault(cut, cut), c);
+      }
+      for (String output : model.outputNames()) {
+        int segment = answers.contains(output) ? -1 : segment(output);
+        if (segment >= 0) {
+          outputs.computeIfAbsent(segment, s -> new ArrayList<>()).add(output);
+        }
+      }
+      caches =
+          model.outputNames().stream().anyMatch(PastInput::isNext)
+              || model.inputs().stream().anyMatch(input -> PastInput.isOne(input.getName()));
+    }
+
+    /** The last segment that a value follows from; −1 where it follows from none. */
+    private int segment(String output) {
+      if (cuts.containsKey(output)) {
+        return cuts.get(output) - 1;
+      }
+      int last = -1;
+      Deque<String> open = new ArrayDeque<>(List.of(output));
+      Set<String> seen = new HashSet<>(open);
+      while (!open.isEmpty()) {
+        String value = open.pop();
+        if (cuts.containsKey(value)) {
+          last = Math.max(last, cuts.get(value));
+        } else if (producers.containsKey(value) && !isSize(producers.get(value))) {
+          OnnxModel.uses(producers.get(value)).stream().filter(seen::add).forEach(open::push);
+        }
+      }
+      return last;
+    }
+
+    /** The layer of some segments. */
+    RepeatedLayer layer(Chain chain, int stack, int from, int to) {
+      Set<Integer> numbers = new HashSet<>();
+      String obstacle = null;
+      for (int s = from; s < to; s++) {
+        for (String output : outputs.getOrDefault(s, List.of())) {
+          if (PastInput.isNext(output)) {
+            numbers.add(PastInput.layer(output));
+          } else {
+            obstacle = "it makes the output " + output;
+          }
+        }
+      }
+      int cache = numbers.size() == 1 ? numbers.iterator().next() : -1;
+      if (caches && (cache < 0 || !found.add(cache))) {
+        obstacle = "which keys and values for earlier tokens are its own cannot be told";
+      }
+      String input = chain.cuts().get(from);
+      String output = chain.cuts().get(to);
+      String inputSum = chain.sums().get(input);
+      boolean normed =
+          chain.sums().containsKey(output)
+              || inputSum != null && SkippedNorm.is(producers.get(output));
+      return new RepeatedLayer(stack, input, inputSum, output, normed, cache, obstacle);
+    }
+  }
+}
