@@ -2,17 +2,15 @@ package org.espalier.compress.onnx.layers;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
-import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.nio.charset.StandardCharsets;
-import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collection;
 import java.util.Collections;
 import java.util.Comparator;
-import java.util.Deque;
 import java.util.HashMap;
 import java.util.HashSet;
+import java.util.IdentityHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
@@ -51,13 +49,13 @@ public final class LayerSearch {
    * @param cuts the value itself, and those through which all goes, in order
    * @param sums of cuts that are norms the sums that go on beside them
    * @param segments the nodes before each cut but the first, behind the one before
+   * @param reached all values that follow from it
    */
   private record Chain(
-      List<String> cuts, Map<String, String> sums, List<List<NodeProto>> segments) {
-    Chain(String start) {
-      this(new ArrayList<>(List.of(start)), new HashMap<>(), new ArrayList<>());
-    }
-  }
+      List<String> cuts,
+      Map<String, String> sums,
+      List<List<NodeProto>> segments,
+      Set<String> reached) {}
 
   /**
    * Segments that repeat themselves.
@@ -72,13 +70,24 @@ public final class LayerSearch {
     }
   }
 
+  /**
+   * What a node does.
+   *
+   * @param what operator and attributes
+   * @param read of each input the type and shape of the constant that it is, or that it is none
+   */
+  private record Operation(String what, List<String> read) {}
+
   private final OnnxModel model;
   private final Set<String> answers;
 
   /** The nodes that the answers' values follow from, in order. */
   private final List<NodeProto> needed = new ArrayList<>();
 
-  private final Map<NodeProto, Set<String>> uses = new HashMap<>();
+  private final Map<NodeProto, Set<String>> uses = new IdentityHashMap<>();
+
+  /** What nodes do, and with which constants, in words that are the same for those that do the same. */
+  private final Map<NodeProto, Operation> operations = new IdentityHashMap<>();
 
   private LayerSearch(OnnxModel model, Set<String> answers) {
     this.model = model;
@@ -91,6 +100,7 @@ public final class LayerSearch {
         Set<String> used = OnnxModel.uses(n);
         values.addAll(used);
         uses.put(n, used);
+        operations.put(n, operation(n));
         needed.add(n);
       }
     }
@@ -112,12 +122,17 @@ public final class LayerSearch {
 
   private List<RepeatedLayer> layers() {
     List<RepeatedLayer> best = List.of();
+    Set<String> covered = Set.of();
     for (String start : starts()) {
+      if (covered.contains(start)) {
+        continue; // what follows from a value that has layers behind it has no more of them
+      }
       Chain chain = chain(start);
       for (boolean coarse : new boolean[] {false, true}) {
         List<RepeatedLayer> found = layers(chain, stacks(chain, coarse));
         if (removable(found) > removable(best)) {
           best = found;
+          covered = chain.reached();
         }
       }
     }
@@ -129,6 +144,9 @@ public final class LayerSearch {
   }
 
   private List<RepeatedLayer> layers(Chain chain, List<Stack> stacks) {
+    if (stacks.isEmpty()) {
+      return List.of();
+    }
     List<RepeatedLayer> layers = new ArrayList<>();
     Ends ends = new Ends(chain);
     for (int s = 0; s < stacks.size(); s++) {
@@ -140,19 +158,23 @@ public final class LayerSearch {
     return layers;
   }
 
-  /** Where a chain may begin: inputs, and what is looked up or computed of these, beside which masks are of the same inputs. */
+  /** Where a chain may begin, in order: inputs, and what is looked up or computed of these, beside which masks are of the same inputs. */
   private Set<String> starts() {
-    Set<String> starts = new LinkedHashSet<>();
-    Set<String> inputs = new HashSet<>();
-    for (ValueInfoProto input : model.inputs()) {
-      starts.add(input.getName());
-      inputs.add(input.getName());
-    }
-    for (NodeProto n : needed) {
-      if (OnnxModel.isOwn(n, "Gather") || uses.get(n).stream().anyMatch(inputs::contains)) {
-        n.getOutputList().stream().filter(o -> !o.isEmpty()).forEach(starts::add);
+    Set<String> inputs = new LinkedHashSet<>();
+    model.inputs().forEach(input -> inputs.add(input.getName()));
+    Set<String> starts = new LinkedHashSet<>(inputs);
+    Set<String> computed = new HashSet<>(inputs);
+    for (NodeProto n : model.nodes()) {
+      Set<String> used = OnnxModel.uses(n);
+      boolean isLookUp = OnnxModel.isOwn(n, "Gather") && !computed.contains(n.getInput(0));
+      if (used.stream().anyMatch(computed::contains)) {
+        computed.addAll(n.getOutputList());
+        if (isLookUp || used.stream().anyMatch(inputs::contains)) {
+          starts.addAll(n.getOutputList());
+        }
       }
     }
+    starts.remove("");
     return starts;
   }
 
@@ -172,7 +194,8 @@ public final class LayerSearch {
     answers.stream()
         .filter(reached::contains)
         .forEach(value -> open.merge(value, 1, Integer::sum)); // which is never closed
-    Chain chain = new Chain(start);
+    Chain chain =
+        new Chain(new ArrayList<>(List.of(start)), new HashMap<>(), new ArrayList<>(), reached);
     Set<String> live = new HashSet<>(Set.of(start));
     List<NodeProto> segment = new ArrayList<>();
     for (NodeProto n : nodes) {
@@ -207,7 +230,8 @@ public final class LayerSearch {
    */
   private List<Stack> stacks(Chain chain, boolean coarse) {
     int count = chain.segments().size();
-    List<String> signatures = new ArrayList<>();
+    int[] signatures = new int[count];
+    Map<String, Integer> known = new HashMap<>();
     boolean[] sums = new boolean[count];
     for (int i = 0; i < count; i++) {
       Map<String, String> inside = new HashMap<>(Map.of(chain.cuts().get(i), "input"));
@@ -215,7 +239,8 @@ public final class LayerSearch {
       if (sum != null) {
         inside.put(sum, "sum");
       }
-      signatures.add(signature(chain.segments().get(i), inside, coarse));
+      String signature = signature(chain.segments().get(i), inside, coarse);
+      signatures[i] = known.computeIfAbsent(signature, text -> known.size());
       sums[i] = chain.segments().get(i).stream().anyMatch(n -> isSum(n, inside.keySet()));
     }
     List<Stack> stacks = new ArrayList<>();
@@ -235,20 +260,15 @@ public final class LayerSearch {
     StringBuilder text = new StringBuilder();
     for (int i = 0; i < segment.size(); i++) {
       NodeProto n = segment.get(i);
-      if (coarse && PRODUCTS.contains(n.getOpType())) {
-        text.append(n.getOpType());
-        n.getInputList().forEach(value -> text.append(' ').append(constant(value)));
-        text.append('\n');
-      } else if (!coarse) {
-        text.append(n.getDomain()).append(':').append(n.getOpType());
-        n.getAttributeList().stream()
-            .sorted(Comparator.comparing(AttributeProto::getName))
-            .map(a -> a.toByteString().toString(StandardCharsets.ISO_8859_1))
-            .forEach(a -> text.append(' ').append(a));
-        for (String value : n.getInputList()) {
-          text.append(' ').append(inside.getOrDefault(value, constant(value)));
+      Operation operation = operations.get(n);
+      if (!coarse) {
+        text.append(operation.what());
+        for (int k = 0; k < n.getInputCount(); k++) {
+          text.append(' ').append(inside.getOrDefault(n.getInput(k), operation.read().get(k)));
         }
         text.append('\n');
+      } else if (PRODUCTS.contains(n.getOpType())) {
+        text.append(n.getOpType()).append(' ').append(operation.read()).append('\n');
       }
       for (int o = 0; o < n.getOutputCount(); o++) {
         inside.put(n.getOutput(o), i + "." + o);
@@ -256,6 +276,15 @@ public final class LayerSearch {
     }
     inside.remove("");
     return text.toString();
+  }
+
+  private Operation operation(NodeProto n) {
+    StringBuilder what = new StringBuilder(n.getDomain()).append(':').append(n.getOpType());
+    n.getAttributeList().stream()
+        .sorted(Comparator.comparing(AttributeProto::getName))
+        .map(a -> a.toByteString().toString(StandardCharsets.ISO_8859_1))
+        .forEach(a -> what.append(' ').append(a));
+    return new Operation(what.toString(), n.getInputList().stream().map(this::constant).toList());
   }
 
   private String constant(String value) {
@@ -267,12 +296,12 @@ public final class LayerSearch {
 
   /** Adds the stack that covers most segments of a range, of equal ones that of the smallest layers, and those before and behind it. */
   private static void addStacks(
-      List<String> signatures, boolean[] sums, int from, int to, List<Stack> stacks) {
+      int[] signatures, boolean[] sums, int from, int to, List<Stack> stacks) {
     Stack best = null;
     for (int period = 1; 2 * period <= to - from; period++) {
       int same = 0;
       for (int i = from; i + period <= to; i++) {
-        if (i + period < to && signatures.get(i).equals(signatures.get(i + period))) {
+        if (i + period < to && signatures[i] == signatures[i + period]) {
           same++;
           continue;
         }
@@ -297,9 +326,6 @@ public final class LayerSearch {
   private final class Ends {
     private final Map<String, NodeProto> producers = model.producers();
 
-    /** The places of the cuts. */
-    private final Map<String, Integer> cuts = new HashMap<>();
-
     /** The outputs but the answers that segments make. */
     private final Map<Integer, List<String>> outputs = new HashMap<>();
 
@@ -310,39 +336,30 @@ public final class LayerSearch {
     private final Set<Integer> found = new HashSet<>();
 
     Ends(Chain chain) {
+      Map<String, Integer> cuts = new HashMap<>();
       for (int c = 0; c < chain.cuts().size(); c++) {
         String cut = chain.cuts().get(c);
         cuts.put(cut, c);
         cuts.put(chain.sums().getOrDefault(cut, cut), c);
       }
+      // The last cut that a value follows from.
+      Map<String, Integer> last = new HashMap<>(cuts);
+      for (NodeProto n : model.nodes()) {
+        OnnxModel.uses(n).stream()
+            .filter(value -> !isSize(n) && last.containsKey(value))
+            .map(last::get)
+            .max(Integer::compare)
+            .ifPresent(c -> n.getOutputList().forEach(output -> last.putIfAbsent(output, c)));
+      }
       for (String output : model.outputNames()) {
-        int segment = answers.contains(output) ? -1 : segment(output);
-        if (segment >= 0) {
+        if (!answers.contains(output) && last.containsKey(output)) {
+          int segment = cuts.containsKey(output) ? cuts.get(output) - 1 : last.get(output);
           outputs.computeIfAbsent(segment, s -> new ArrayList<>()).add(output);
         }
       }
       caches =
           model.outputNames().stream().anyMatch(PastInput::isNext)
               || model.inputs().stream().anyMatch(input -> PastInput.isOne(input.getName()));
-    }
-
-    /** The last segment that a value follows from; −1 where it follows from none. */
-    private int segment(String output) {
-      if (cuts.containsKey(output)) {
-        return cuts.get(output) - 1;
-      }
-      int last = -1;
-      Deque<String> open = new ArrayDeque<>(List.of(output));
-      Set<String> seen = new HashSet<>(open);
-      while (!open.isEmpty()) {
-        String value = open.pop();
-        if (cuts.containsKey(value)) {
-          last = Math.max(last, cuts.get(value));
-        } else if (producers.containsKey(value) && !isSize(producers.get(value))) {
-          OnnxModel.uses(producers.get(value)).stream().filter(seen::add).forEach(open::push);
-        }
-      }
-      return last;
     }
 
     /** The layer of some segments. */
