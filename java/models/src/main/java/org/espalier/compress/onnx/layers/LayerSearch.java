@@ -125,14 +125,14 @@ public final class LayerSearch {
     Set<String> covered = Set.of();
     for (String start : starts()) {
       if (covered.contains(start)) {
-        continue; // what follows from a value that has layers behind it has no more of them
+        continue; // a chain that begins behind the first layer has fewer of them
       }
       Chain chain = chain(start);
       for (boolean coarse : new boolean[] {false, true}) {
         List<RepeatedLayer> found = layers(chain, stacks(chain, coarse));
         if (removable(found) > removable(best)) {
           best = found;
-          covered = chain.reached();
+          covered = chain(found.get(0).output()).reached();
         }
       }
     }
@@ -158,7 +158,7 @@ public final class LayerSearch {
     return layers;
   }
 
-  /** Where a chain may begin, in order: inputs, and what is looked up or computed of these, beside which masks are of the same inputs. */
+  /** Where a chain may begin, in order: inputs, and what is looked up or computed of these, for masks may be of the same inputs. */
   private Set<String> starts() {
     Set<String> inputs = new LinkedHashSet<>();
     model.inputs().forEach(input -> inputs.add(input.getName()));
