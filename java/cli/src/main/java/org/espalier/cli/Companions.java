@@ -17,8 +17,11 @@ import org.espalier.transformers.SentenceModules;
  * of the folder, as {@code STEM-tokenizer.json} and the like, where commands look for it.
  */
 final class Companions {
+  /** What a tokenizer is called. */
+  static final String TOKENIZER = "tokenizer";
+
   private static final Map<String, String> NAMES =
-      Map.of("tokenizer", "tokenizer.json", "image processor", ImageProcessor.FILE_NAME);
+      Map.of(TOKENIZER, "tokenizer.json", "image processor", ImageProcessor.FILE_NAME);
 
   /** Where each comes from. */
   private final Map<String, Path> from = new TreeMap<>();
@@ -47,11 +50,22 @@ final class Companions {
 
   private void add(String what, Path file, Path target, String name) {
     if (Files.isRegularFile(file)) {
-      String model = target.getFileName().toString();
-      int end = model.endsWith(".onnx") ? model.length() - ".onnx".length() : model.length();
       from.put(what, file);
-      beside.put(what, target.resolveSibling(model.substring(0, end) + "-" + name));
+      beside.put(what, beside(target, name));
     }
+  }
+
+  /** Where a file of a name lies beside an ONNX model that is only that model's. */
+  static Path beside(Path target, String name) {
+    String model = target.getFileName().toString();
+    int end = model.endsWith(".onnx") ? model.length() - ".onnx".length() : model.length();
+    return target.resolveSibling(model.substring(0, end) + "-" + name);
+  }
+
+  /** Leaves one out that is written otherwise. */
+  void leaveOut(String what) {
+    from.remove(what);
+    beside.remove(what);
   }
 
   /** Refuses places where nothing can be written. */

@@ -2,6 +2,8 @@ package org.espalier.cli;
 
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.io.IOException;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.EnumSet;
@@ -60,7 +62,9 @@ import picocli.CommandLine.Parameters;
           + " text models embed each line of TEXTS, models of any other kind take the tensors of"
           + " EXAMPLES, and each of their outputs is compared; a tensor labels there says how right"
           + " the first one is. Causal language models predict each token of TEXTS from those"
-          + " before it. Of others that give logits for each token, as those that fill in words,"
+          + " before it. Where another tokenizer lies beside a candidate that embeds, as 'prune"
+          + " --vocabulary' leaves it, and --tokenizer names none for both, it reads the texts with"
+          + " that. Of others that give logits for each token, as those that fill in words,"
           + " what they say of each token is compared. Which one is causal shows when it runs.",
       "",
       "For texts, the batch line compares the candidate with itself: a text alone and the same text"
@@ -422,15 +426,31 @@ final class Evaluate implements Callable<Integer> {
 
   private Map<String, Object> compareEmbeddings(
       TextTokenizer open, Models models, List<String> lines) {
-    FidelityEvaluator evaluator = new FidelityEvaluator(open, pooling(models));
     Fidelity fidelity;
-    try (Progress progress = new Progress(common.err(), "evaluating")) {
+    try (TextTokenizer other = candidatesTokenizer(models, open);
+        Progress progress = new Progress(common.err(), "evaluating")) {
+      FidelityEvaluator evaluator =
+          new FidelityEvaluator(open, other == null ? open : other, pooling(models));
       fidelity = evaluator.evaluate(models.reference, models.candidate, lines, progress::update);
     }
     if (!common.json()) {
       print(fidelity);
     }
     return fidelity.toMap();
+  }
+
+  /** The tokenizer of a candidate that has another than the reference; null where it has none. */
+  private TextTokenizer candidatesTokenizer(Models models, TextTokenizer open) {
+    Path own = models.judged.ownTokenizer();
+    try {
+      if (own == null || tokenizer.given() || Files.mismatch(own, open.file()) < 0) {
+        return null;
+      }
+    } catch (IOException e) {
+      throw InputException.of("cannot read the tokenizer " + own, e);
+    }
+    common.note("the tokenizer of " + models.judged.given() + " is another: " + own);
+    return new TextTokenizer(own, tokenizer.maxTokens());
   }
 
   private Map<String, Object> compareLanguageModels(

@@ -70,6 +70,12 @@ import picocli.CommandLine.Parameters;
           + " 'espalier compress' has it follow the original. Keys and values that a decoder takes"
           + " and gives for earlier tokens are numbered anew.",
       "",
+      "With --vocabulary it removes tokens that texts like those which the model will read do not"
+          + " have, which are most of a model's of many languages. Texts of the others give the"
+          + " same outputs; all single characters stay, so that others are read too, in more"
+          + " tokens. The tokenizer is written beside the model. Special tokens keep their numbers"
+          + " where these are low.",
+      "",
       "With --refit each tensor loses as much as it would by magnitude, but the same share of each"
           + " output's weights, to the nearest whole one, those that what calibration sees misses"
           + " least, and the others are refitted to it: outputs change much less. With --scope"
@@ -90,6 +96,7 @@ import picocli.CommandLine.Parameters;
       "  espalier prune model.onnx -o half.onnx --amount 0.5 --refit --calibration texts.txt",
       "  espalier prune model.onnx -o small.onnx --channels 0.3",
       "  espalier prune encoder.onnx -o shallow.onnx --layers 0.5 --calibration texts.txt",
+      "  espalier prune multilingual.onnx -o german.onnx --vocabulary german.txt",
     })
 final class Prune implements Callable<Integer> {
   @Mixin private CommonOptions common;
@@ -215,9 +222,20 @@ final class Prune implements Callable<Integer> {
                 + " sum.")
     private Double layers;
 
+    @Option(
+        names = "--vocabulary",
+        paramLabel = "TEXTS",
+        description =
+            "Remove the tokens that none of these texts has from the tables of an ONNX model and"
+                + " from its tokenizer: a UTF-8 file with a text a line, or a .jsonl file of"
+                + " {\"text\": \"...\"}.")
+    private String vocabulary;
+
     /** The option that removes parts of the model; null where weights are pruned. */
     private String ofParts() {
-      return channels != null ? "--channels" : layers != null ? "--layers" : null;
+      return channels != null
+          ? "--channels"
+          : layers != null ? "--layers" : vocabulary != null ? "--vocabulary" : null;
     }
   }
 
@@ -274,7 +292,19 @@ final class Prune implements Callable<Integer> {
       }
     }
     if (how.ofParts() != null) {
-      removeParts();
+      if (scope != null || maskIn != null || maskOut != null || refit) {
+        throw new InputException(
+            "--scope, --mask-in, --mask-out and --refit are for weights, not " + how.ofParts());
+      }
+      if (how.channels == null && tensors.given()) {
+        throw new InputException(
+            "--include and --exclude name weights, of which " + how.ofParts() + " has none");
+      }
+      if (how.vocabulary != null) {
+        removeTokens();
+      } else {
+        removeParts();
+      }
       return 0;
     }
     if (outputs.given()) {
@@ -343,15 +373,8 @@ final class Prune implements Callable<Integer> {
 
   private void removeParts() {
     String option = how.ofParts();
-    if (scope != null || maskIn != null || maskOut != null || refit) {
-      throw new InputException(
-          "--scope, --mask-in, --mask-out and --refit are for weights, not " + option);
-    }
     if (outputs.given() && allocation == Allocation.UNIFORM) {
       throw new InputException("--outputs is for --allocation global, which looks at them");
-    }
-    if (how.layers != null && tensors.given()) {
-      throw new InputException("--include and --exclude name weights, of which --layers has none");
     }
     ModelSource source = ModelSource.find(model, common::note).asOnnx(option);
     device.use(false);
@@ -390,6 +413,16 @@ final class Prune implements Callable<Integer> {
             + " student, or with student: {"
             + option.substring(2)
             + ": …} in place of this step");
+  }
+
+  private void removeTokens() {
+    if (outputs.given() || calibration.given()) {
+      throw new InputException("--outputs and --calibration are not for --vocabulary");
+    }
+    ModelSource source = ModelSource.find(model, common::note).asOnnx("--vocabulary");
+    device.use(false);
+    new TokenRemoval(common, source, source.output(output))
+        .run(ModelSource.path(how.vocabulary), tokenizer.file(source, common::note));
   }
 
   private Removal channels(OnnxModel onnx) {

@@ -21,6 +21,7 @@ public final class FidelityEvaluator {
   private static final int PAIR_TEXTS = 2000;
 
   private final TextTokenizer tokenizer;
+  private final TextTokenizer candidates;
   private final Pooling pooling;
 
   /**
@@ -29,7 +30,18 @@ public final class FidelityEvaluator {
    * @param tokenizer the tokenizer both models were trained with; not closed here
    */
   public FidelityEvaluator(TextTokenizer tokenizer, Pooling pooling) {
+    this(tokenizer, tokenizer, pooling);
+  }
+
+  /**
+   * One for a candidate of other tokens.
+   *
+   * @param tokenizer the reference's; not closed here
+   * @param candidates the candidate's; not closed here
+   */
+  public FidelityEvaluator(TextTokenizer tokenizer, TextTokenizer candidates, Pooling pooling) {
     this.tokenizer = tokenizer;
+    this.candidates = candidates;
     this.pooling = pooling;
   }
 
@@ -49,6 +61,8 @@ public final class FidelityEvaluator {
               + texts.size());
     }
     List<Tokens> tokens = texts.stream().map(tokenizer::encode).toList();
+    List<Tokens> others =
+        candidates == tokenizer ? tokens : texts.stream().map(candidates::encode).toList();
     try (OnnxTextModel referenceModel = new OnnxTextModel(reference);
         OnnxTextModel candidateModel = new OnnxTextModel(candidate)) {
       TextEmbedder first = new TextEmbedder(referenceModel, pooling);
@@ -59,7 +73,7 @@ public final class FidelityEvaluator {
       for (int i = 0; i < a.length; i++) {
         progress.at(Phase.EVALUATE, i, 2L * a.length);
         a[i] = first.embed(tokens.get(i));
-        b[i] = second.embed(tokens.get(i));
+        b[i] = second.embed(others.get(i));
         if (a[i].length != b[i].length) {
           throw new InputException(
               "the models differ in width: "
@@ -83,7 +97,7 @@ public final class FidelityEvaluator {
               tokens.size(),
               i -> {},
               i -> first.embed(tokens.get(i)),
-              i -> second.embed(tokens.get(i)),
+              i -> second.embed(others.get(i)),
               progress);
       return new Fidelity(
           a.length,
@@ -95,7 +109,7 @@ public final class FidelityEvaluator {
           interval[0],
           interval[1],
           savings,
-          batchCosine(second, tokens, b, progress));
+          batchCosine(second, others, b, progress));
     }
   }
 

@@ -75,18 +75,22 @@ final class TokenizerFile {
         new PatternWork(checked.patterns, checked.renames), checked.pairs, checked.bareWords);
   }
 
+  /** What reads such files: as much as they may hold, and no more. */
+  static ObjectMapper mapper() {
+    return new ObjectMapper(
+        JsonFactory.builder()
+            .disable(JsonFactory.Feature.CANONICALIZE_FIELD_NAMES)
+            .streamReadConstraints(
+                StreamReadConstraints.builder()
+                    .maxNestingDepth(DEPTH)
+                    .maxStringLength(LONGEST_STRING)
+                    .maxNameLength(LONGEST_STRING)
+                    .build())
+            .build());
+  }
+
   private void read(Path file) {
-    ObjectMapper mapper =
-        new ObjectMapper(
-            JsonFactory.builder()
-                .disable(JsonFactory.Feature.CANONICALIZE_FIELD_NAMES)
-                .streamReadConstraints(
-                    StreamReadConstraints.builder()
-                        .maxNestingDepth(DEPTH)
-                        .maxStringLength(LONGEST_STRING)
-                        .maxNameLength(LONGEST_STRING)
-                        .build())
-                .build());
+    ObjectMapper mapper = mapper();
     try (BufferedReader text = Files.newBufferedReader(file);
         JsonParser parser = mapper.createParser(text)) {
       if (parser.nextToken() != JsonToken.START_OBJECT) {

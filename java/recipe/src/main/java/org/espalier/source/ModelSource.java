@@ -3,7 +3,6 @@ package org.espalier.source;
 import java.nio.file.Files;
 import java.nio.file.InvalidPathException;
 import java.nio.file.Path;
-import java.util.ArrayList;
 import java.util.List;
 import java.util.function.Consumer;
 import org.espalier.InputException;
@@ -227,13 +226,22 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
 
   /**
    * The tokenizer that lies beside the model, in its folder or in its artefact: {@code
-   * STEM-tokenizer.json} or {@code tokenizer.json}.
+   * STEM-tokenizer.json}, which is only its own, or else {@code tokenizer.json}.
    *
    * @param setting what names another one, for messages
-   * @throws InputException if there is none, or both
+   * @throws InputException if there is none
    */
   public Path tokenizer(String setting) {
     return companion("tokenizer.json", setting, "");
+  }
+
+  /** The tokenizer that is only this model's, in its folder or as {@code STEM-tokenizer.json} beside it; null where there is none. */
+  public Path ownTokenizer() {
+    String name = Files.isDirectory(path) ? "tokenizer.json" : stem() + "-tokenizer.json";
+    if (entry != null) {
+      return maven.has(entry.sibling(name)) ? maven.file(entry.sibling(name)) : null;
+    }
+    return Files.isRegularFile(beside(name)) ? beside(name) : null;
   }
 
   /**
@@ -243,39 +251,22 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
    */
   private Path companion(String plain, String setting, String what) {
     List<String> names = List.of(stem() + "-" + plain, plain);
-    List<String> found = new ArrayList<>();
     for (String name : names) {
       if (entry == null ? Files.isRegularFile(beside(name)) : maven.has(entry.sibling(name))) {
-        found.add(name);
+        return entry == null ? beside(name) : maven.file(entry.sibling(name));
       }
     }
-    String place = entry == null ? path.toString() : entry.toString();
-    if (found.isEmpty()) {
-      throw new InputException(
-          "beside "
-              + place
-              + " lies neither "
-              + names.get(0)
-              + " nor "
-              + names.get(1)
-              + what
-              + "; "
-              + setting
-              + " names one");
-    }
-    if (found.size() > 1) {
-      throw new InputException(
-          "beside "
-              + place
-              + " lie both "
-              + found.get(0)
-              + " and "
-              + found.get(1)
-              + "; "
-              + setting
-              + " chooses one");
-    }
-    return entry == null ? beside(found.get(0)) : maven.file(entry.sibling(found.get(0)));
+    throw new InputException(
+        "beside "
+            + (entry == null ? path.toString() : entry.toString())
+            + " lies neither "
+            + names.get(0)
+            + " nor "
+            + names.get(1)
+            + what
+            + "; "
+            + setting
+            + " names one");
   }
 
   /**
@@ -283,7 +274,7 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
    * preprocessor_config.json}; also in the folder above one that is called onnx, as repositories of Hugging Face have it.
    *
    * @param setting what names another one, for messages
-   * @throws InputException if there is none, or several
+   * @throws InputException if there is none
    */
   public Path imageProcessor(String setting) {
     String name = ImageProcessor.FILE_NAME;
