@@ -3,10 +3,13 @@ package org.espalier.cli;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.BitSet;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
+import java.util.stream.IntStream;
 import org.espalier.InputException;
 import org.espalier.compress.onnx.ActivationSource;
 import org.espalier.compress.onnx.VocabularyPruner;
@@ -29,8 +32,15 @@ final class TokenRemoval {
   /** Compared texts are cut after so many tokens, which all models read. */
   private static final int TOKENS = 64;
 
-  /** How many tokens there were, are and were seen in how many texts. */
-  private record Count(int before, int after, int seen, int texts) {}
+  /**
+   * What was counted.
+   *
+   * @param before how many tokens there were
+   * @param after how many there are
+   * @param seen how many of them the texts have
+   * @param alone the share of texts with a token that stays because of them alone
+   */
+  private record Count(int before, int after, int seen, int texts, double alone) {}
 
   private final CommonOptions common;
   private final ModelSource source;
@@ -57,15 +67,20 @@ final class TokenRemoval {
     companions.check();
     VocabularyPruner pruner = new VocabularyPruner(model);
     Vocabulary vocabulary = Vocabulary.read(tokenizer);
-    int seen;
+    Count count;
     int[] kept;
     List<Path> written;
     try (AtomicFile made = AtomicFile.create(beside, tokenizer);
         Progress progress = new Progress(common.err(), "reading texts")) {
       try (TextTokenizer whole = new TextTokenizer(tokenizer, TextTokenizer.MOST_TOKENS)) {
-        BitSet tokens = seen(whole, texts, vocabulary, progress);
-        seen = tokens.cardinality();
-        kept = vocabulary.keep(tokens, pruner.isOrdered());
+        int[] counts = texts(whole, texts, vocabulary.size(), progress);
+        BitSet seen = new BitSet();
+        IntStream.range(0, counts.length).filter(token -> counts[token] > 0).forEach(seen::set);
+        BitSet always = new BitSet();
+        Arrays.stream(vocabulary.keep(new BitSet(), true)).forEach(always::set);
+        kept = vocabulary.keep(seen, pruner.isOrdered());
+        double alone = alone(whole, texts, counts, always, progress);
+        count = new Count(vocabulary.size(), kept.length, seen.cardinality(), texts.size(), alone);
         vocabulary.write(kept, made);
         try (TextTokenizer smaller = new TextTokenizer(made.path(), TextTokenizer.MOST_TOKENS)) {
           compare(whole, smaller, texts, kept, progress);
@@ -85,25 +100,46 @@ final class TokenRemoval {
     }
     companions.tell(common::note);
     common.note("its tokenizer as " + beside);
-    report(
-        new Count(vocabulary.size(), kept.length, seen, texts.size()),
-        FileTree.bytes(original.files()),
-        FileTree.bytes(written));
+    report(count, FileTree.bytes(original.files()), FileTree.bytes(written));
   }
 
-  private BitSet seen(
-      TextTokenizer whole, List<String> texts, Vocabulary vocabulary, Progress progress) {
-    BitSet seen = new BitSet();
+  /** In how many texts each token is. */
+  private static int[] texts(TextTokenizer whole, List<String> texts, int size, Progress progress) {
+    int[] counts = new int[size];
     for (int i = 0; i < texts.size(); i++) {
       progress.update("reading texts", i, texts.size());
-      for (long token : whole.encode(texts.get(i)).ids()) {
-        if (token >= vocabulary.size()) {
-          throw new InputException("the tokenizer gives the token " + token + ", which it has not");
-        }
-        seen.set((int) token);
+      for (int token : tokens(whole, texts.get(i), size)) {
+        counts[token]++;
       }
     }
-    return seen;
+    return counts;
+  }
+
+  /** The tokens of a text, each once. */
+  private static int[] tokens(TextTokenizer whole, String text, int size) {
+    return Arrays.stream(whole.encode(text).ids())
+        .distinct()
+        .mapToInt(token -> (int) Objects.checkIndex(token, size))
+        .toArray();
+  }
+
+  /**
+   * The share of texts that would be cut otherwise if they were not among those: what is to be expected of others like them.
+   *
+   * @param always the tokens that stay whatever texts there are
+   */
+  private static double alone(
+      TextTokenizer whole, List<String> texts, int[] counts, BitSet always, Progress progress) {
+    int alone = 0;
+    for (int i = 0; i < texts.size(); i++) {
+      progress.update("counting", i, texts.size());
+      alone +=
+          Arrays.stream(tokens(whole, texts.get(i), counts.length))
+                  .anyMatch(token -> counts[token] == 1 && !always.get(token))
+              ? 1
+              : 0;
+    }
+    return (double) alone / texts.size();
   }
 
   /** Whether texts are cut into the same tokens as before. */
@@ -147,7 +183,8 @@ final class TokenRemoval {
           .put("before", count.before())
           .put("after", count.after())
           .put("seen", count.seen())
-          .put("texts", count.texts());
+          .put("texts", count.texts())
+          .put("alone", count.alone());
       common.print(json);
       return;
     }
@@ -161,6 +198,11 @@ final class TokenRemoval {
             + count.texts()
             + " texts have "
             + count.seen());
+    table.add(
+        "others",
+        Quantity.percent(count.alone())
+            + " of the texts have a token that no other has: about as many of others like them will"
+            + " be read in other tokens");
     table.add("size", Format.sizes(outputBytes, inputBytes));
     table.add("time", Quantity.seconds(seconds));
     table.print(common.out());
