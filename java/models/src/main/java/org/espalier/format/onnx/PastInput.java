@@ -49,6 +49,16 @@ public final class PastInput {
     return output.startsWith(PRESENT);
   }
 
+  /** Whether it holds what an encoder read, which a decoder only takes. */
+  public static boolean isRead(String name) {
+    return isOne(name) && READ.stream().anyMatch(name::endsWith);
+  }
+
+  /** What the output is called that gives what an input takes when the text goes on. */
+  public static String next(String input) {
+    return PRESENT + input.substring(PREFIX.length());
+  }
+
   /**
    * The number of the layer that such an input or output belongs to: 3 of {@code past_key_values.3.key}; −1 where its name has
    * none.
@@ -72,7 +82,7 @@ public final class PastInput {
    * @throws InputException where heads or width are open, or it is of what an encoder read, which is never nothing
    */
   public static long[] empty(String model, String name, long[] declared, long texts) {
-    if (READ.stream().anyMatch(name::endsWith)) {
+    if (isRead(name)) {
       throw new InputException(
           model
               + ": the input "

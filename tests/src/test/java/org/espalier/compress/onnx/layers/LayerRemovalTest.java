@@ -45,6 +45,7 @@ import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** A model without some of its layers is the one that was made with fewer, of the others' weights. */
 class LayerRemovalTest {
@@ -206,6 +207,33 @@ class LayerRemovalTest {
       shallower.check();
       List<RepeatedLayer> others = layers(shallower);
       assertEquals(count < 3 ? 0 : count - 1, others.size(), layer.toString());
+    }
+  }
+
+  /** What an encoder gives is keys and values for each layer of its decoder, of which it knows nothing. */
+  @ParameterizedTest
+  @ValueSource(strings = {"t5", "bart", "marian"})
+  void encodersOfDecodersKeepWhatTheyGive(String type) throws IOException {
+    SmallCheckpoint.writePair(folder, type);
+    OnnxModel model = TransformersModel.read(folder, TransformersModel.Part.ENCODER, note -> {});
+    List<RepeatedLayer> layers = layers(model);
+    assertEquals(2, layers.size(), layers.toString());
+    layers.forEach(layer -> assertNull(layer.obstacle()));
+    List<List<String>> ends = ends(model);
+    LayerRemoval.apply(model, List.of(layers.get(0)));
+    assertEquals(ends, ends(model));
+  }
+
+  /** Their encoder gives keys and values for each layer, by its number. */
+  @ParameterizedTest
+  @ValueSource(strings = {"t5", "bart", "whisper"})
+  void decodersOfEncodersKeepTheirLayers(String type) throws IOException {
+    SmallCheckpoint.writePair(folder, type);
+    OnnxModel model = TransformersModel.read(folder, TransformersModel.Part.DECODER, note -> {});
+    List<RepeatedLayer> layers = layers(model);
+    assertEquals(3, layers.size(), layers.toString());
+    for (RepeatedLayer layer : layers) {
+      assertTrue(layer.obstacle().contains("an encoder gives"), layer.toString());
     }
   }
 

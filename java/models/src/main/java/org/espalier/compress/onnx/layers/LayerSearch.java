@@ -2,6 +2,7 @@ package org.espalier.compress.onnx.layers;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -31,17 +32,33 @@ public final class LayerSearch {
 
   private static final Set<String> SUMS = Set.of("Add", "Sum");
 
-  /** What tells layers apart that compute otherwise, as on other parts of a text: their products. */
+  /** More layers that can go are better, then more that cannot. */
+  private static final Comparator<List<RepeatedLayer>> IN_REACH =
+      Comparator.<List<RepeatedLayer>>comparingLong(
+              layers -> layers.stream().filter(layer -> layer.obstacle() == null).count())
+          .thenComparing(List::size);
+
+  /** What layers have, and what tells those apart that compute otherwise, as on other parts of a text. */
   private static final Set<String> PRODUCTS =
       Set.of(
           "Attention",
           "Conv",
+          "ConvInteger",
+          "DynamicQuantizeMatMul",
+          "Einsum",
+          "FusedConv",
+          "FusedGemm",
+          "FusedMatMul",
           "Gemm",
           "GroupQueryAttention",
           "MatMul",
           "MatMulInteger",
+          "MatMulIntegerToFloat",
           "MatMulNBits",
-          "MultiHeadAttention");
+          "MultiHeadAttention",
+          "QAttention",
+          "QLinearConv",
+          "QLinearMatMul");
 
   /**
    * What leads from one value to the answers.
@@ -130,7 +147,7 @@ public final class LayerSearch {
       Chain chain = chain(start);
       for (boolean coarse : new boolean[] {false, true}) {
         List<RepeatedLayer> found = layers(chain, stacks(chain, coarse));
-        if (removable(found) > removable(best)) {
+        if (IN_REACH.compare(found, best) > 0) {
           best = found;
           covered = chain(found.get(0).output()).reached();
         }
@@ -139,16 +156,12 @@ public final class LayerSearch {
     return best;
   }
 
-  private static long removable(List<RepeatedLayer> layers) {
-    return layers.stream().filter(layer -> layer.obstacle() == null).count();
-  }
-
   private List<RepeatedLayer> layers(Chain chain, List<Stack> stacks) {
     if (stacks.isEmpty()) {
       return List.of();
     }
     List<RepeatedLayer> layers = new ArrayList<>();
-    Ends ends = new Ends(chain);
+    Ends ends = new Ends(chain, stacks);
     for (int s = 0; s < stacks.size(); s++) {
       Stack stack = stacks.get(s);
       for (int from = stack.from(); from < stack.to(); from += stack.period()) {
@@ -233,6 +246,7 @@ public final class LayerSearch {
     int[] signatures = new int[count];
     Map<String, Integer> known = new HashMap<>();
     boolean[] sums = new boolean[count];
+    boolean[] products = new boolean[count];
     for (int i = 0; i < count; i++) {
       Map<String, String> inside = new HashMap<>(Map.of(chain.cuts().get(i), "input"));
       String sum = chain.sums().get(chain.cuts().get(i));
@@ -241,10 +255,12 @@ public final class LayerSearch {
       }
       String signature = signature(chain.segments().get(i), inside, coarse);
       signatures[i] = known.computeIfAbsent(signature, text -> known.size());
-      sums[i] = chain.segments().get(i).stream().anyMatch(n -> isSum(n, inside.keySet()));
+      List<NodeProto> segment = chain.segments().get(i);
+      sums[i] = segment.stream().anyMatch(n -> isSum(n, inside.keySet()));
+      products[i] = segment.stream().anyMatch(n -> PRODUCTS.contains(n.getOpType()));
     }
     List<Stack> stacks = new ArrayList<>();
-    addStacks(signatures, sums, 0, count, stacks);
+    addStacks(signatures, new boolean[][] {sums, products}, 0, count, stacks);
     stacks.sort(Comparator.comparingInt(Stack::from));
     return stacks;
   }
@@ -294,9 +310,13 @@ public final class LayerSearch {
         : constant.type() + Arrays.toString(constant.dims());
   }
 
-  /** Adds the stack that covers most segments of a range, of equal ones that of the smallest layers, and those before and behind it. */
+  /**
+   * Adds the stack that covers most segments of a range, of equal ones that of the smallest layers, and those before and behind it.
+   *
+   * @param asked what a layer must have, each somewhere: of the segments those that have it
+   */
   private static void addStacks(
-      int[] signatures, boolean[] sums, int from, int to, List<Stack> stacks) {
+      int[] signatures, boolean[][] asked, int from, int to, List<Stack> stacks) {
     Stack best = null;
     for (int period = 1; 2 * period <= to - from; period++) {
       int same = 0;
@@ -309,16 +329,20 @@ public final class LayerSearch {
         Stack stack = new Stack(i + period - layers * period, period, layers);
         boolean isBetter =
             layers > 1 && (best == null || layers * period > best.layers() * best.period());
-        if (isBetter && IntStream.range(i, i + period).anyMatch(k -> sums[k])) {
+        int first = i;
+        int end = i + period;
+        if (isBetter
+            && Arrays.stream(asked)
+                .allMatch(has -> IntStream.range(first, end).anyMatch(k -> has[k]))) {
           best = stack;
         }
         same = 0;
       }
     }
     if (best != null) {
-      addStacks(signatures, sums, from, best.from(), stacks);
+      addStacks(signatures, asked, from, best.from(), stacks);
       stacks.add(best);
-      addStacks(signatures, sums, best.to(), to, stacks);
+      addStacks(signatures, asked, best.to(), to, stacks);
     }
   }
 
@@ -332,10 +356,13 @@ public final class LayerSearch {
     /** Whether there are keys and values for earlier tokens. */
     private final boolean caches;
 
+    /** Whether what an encoder read is given by it, layer by layer, which counts on their numbers. */
+    private final boolean encoders;
+
     /** The numbers of those that were found. */
     private final Set<Integer> found = new HashSet<>();
 
-    Ends(Chain chain) {
+    Ends(Chain chain, List<Stack> stacks) {
       Map<String, Integer> cuts = new HashMap<>();
       for (int c = 0; c < chain.cuts().size(); c++) {
         String cut = chain.cuts().get(c);
@@ -351,15 +378,24 @@ public final class LayerSearch {
             .max(Integer::compare)
             .ifPresent(c -> n.getOutputList().forEach(output -> last.putIfAbsent(output, c)));
       }
-      for (String output : model.outputNames()) {
+      Set<String> outputNames = model.outputNames();
+      for (String output : outputNames) {
         if (!answers.contains(output) && last.containsKey(output)) {
           int segment = cuts.containsKey(output) ? cuts.get(output) - 1 : last.get(output);
           outputs.computeIfAbsent(segment, s -> new ArrayList<>()).add(output);
         }
       }
-      caches =
-          model.outputNames().stream().anyMatch(PastInput::isNext)
-              || model.inputs().stream().anyMatch(input -> PastInput.isOne(input.getName()));
+      // What an encoder gives for its decoder's layers is computed behind its own.
+      boolean given =
+          stacks.stream()
+              .flatMapToInt(stack -> IntStream.range(stack.from(), stack.to()))
+              .mapToObj(segment -> outputs.getOrDefault(segment, List.of()))
+              .anyMatch(made -> made.stream().anyMatch(PastInput::isNext));
+      caches = given || model.inputs().stream().anyMatch(input -> PastInput.isOne(input.getName()));
+      encoders =
+          model.inputs().stream()
+              .map(ValueInfoProto::getName)
+              .anyMatch(i -> PastInput.isRead(i) && !outputNames.contains(PastInput.next(i)));
     }
 
     /** The layer of some segments. */
@@ -378,6 +414,8 @@ public final class LayerSearch {
       int cache = numbers.size() == 1 ? numbers.iterator().next() : -1;
       if (caches && (cache < 0 || !found.add(cache))) {
         obstacle = "which keys and values for earlier tokens are its own cannot be told";
+      } else if (encoders) {
+        obstacle = "an encoder gives keys and values by the layer's number";
       }
       String input = chain.cuts().get(from);
       String output = chain.cuts().get(to);
