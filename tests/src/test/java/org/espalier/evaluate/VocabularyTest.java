@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.IntNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
 import java.nio.file.Files;
@@ -279,6 +280,20 @@ class VocabularyTest {
     written = JSON.readTree(write(file, ordered).toFile());
     assertEquals(1, written.at("/post_processor/special_tokens/[CLS]/ids/0").asInt());
     assertEquals(1, written.at("/added_tokens/1/id").asInt());
+  }
+
+  /** Older files do not say that these are special. */
+  @Test
+  void tokensAroundTextsStayThoughNobodyAddedThem() throws IOException {
+    ObjectNode root = wordPiece();
+    ((ArrayNode) root.get("added_tokens")).remove(1);
+    Path file = Files.write(folder.resolve("whole.json"), JSON.writeValueAsBytes(root));
+    assertEquals(5, Vocabulary.read(file).keep(new BitSet(), false)[5]);
+    ((ArrayNode) root.at("/post_processor/special_tokens/[CLS]/ids")).set(0, IntNode.valueOf(999));
+    Files.write(file, JSON.writeValueAsBytes(root));
+    int[] kept = Vocabulary.read(file).keep(new BitSet(), false);
+    InputException e = assertThrows(InputException.class, () -> write(file, kept));
+    assertTrue(e.getMessage().contains("999 is that of no token"), e.getMessage());
   }
 
   /** Of BPE the last token is a special one, whose number no smaller vocabulary has. */

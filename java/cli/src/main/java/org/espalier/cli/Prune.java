@@ -422,7 +422,10 @@ final class Prune implements Callable<Integer> {
     ModelSource source = ModelSource.find(model, common::note).asOnnx("--vocabulary");
     device.use(false);
     new TokenRemoval(common, source, source.output(output))
-        .run(ModelSource.path(how.vocabulary), tokenizer.file(source, common::note));
+        .run(
+            ModelSource.path(how.vocabulary),
+            tokenizer.file(source, common::note),
+            tokenizer.maxTokens());
   }
 
   private Removal channels(OnnxModel onnx) {

@@ -29,7 +29,7 @@ final class TokenRemoval {
   /** Of so many texts the outputs are compared. */
   private static final int COMPARED = 16;
 
-  /** Compared texts are cut after so many tokens, which all models read. */
+  /** Compared texts are cut after so many tokens, which most models read. */
   private static final int TOKENS = 64;
 
   /**
@@ -53,7 +53,13 @@ final class TokenRemoval {
     this.target = target;
   }
 
-  void run(Path file, Path tokenizer) {
+  /**
+   * Removes them.
+   *
+   * @param file of texts
+   * @param maxTokens of one text that the model reads
+   */
+  void run(Path file, Path tokenizer, int maxTokens) {
     List<String> texts = FidelityEvaluator.readTexts(file);
     if (texts.isEmpty()) {
       throw new InputException(file + " holds no text");
@@ -89,8 +95,9 @@ final class TokenRemoval {
       pruner.prune(kept, vocabulary.size());
       progress.update("comparing", 0, 0);
       List<String> some = ActivationSource.spread(texts, COMPARED);
-      try (TextTokenizer before = new TextTokenizer(tokenizer, TOKENS);
-          TextTokenizer after = new TextTokenizer(made.path(), TOKENS)) {
+      int length = Math.min(TOKENS, maxTokens);
+      try (TextTokenizer before = new TextTokenizer(tokenizer, length);
+          TextTokenizer after = new TextTokenizer(made.path(), length)) {
         VocabularyCheck.compare(original, before, model, after, kept, some);
       }
       progress.update("writing", 0, 0);

@@ -17,6 +17,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 import java.util.TreeSet;
+import java.util.function.IntUnaryOperator;
 import java.util.function.Predicate;
 import java.util.stream.IntStream;
 import org.espalier.InputException;
@@ -47,7 +48,7 @@ public final class Vocabulary {
 
   private final Map<String, Integer> numbers = new HashMap<>();
 
-  /** The numbers of tokens that were added, those of the model among them too. */
+  /** The numbers of tokens that were added, those of the model among them too, and of those that are put around texts. */
   private final TreeSet<Integer> added = new TreeSet<>();
 
   /** Two tokens that become one. */
@@ -77,6 +78,7 @@ public final class Vocabulary {
     if (tokens.isEmpty()) {
       throw wrong("its model has no vocab");
     }
+    renumber(root.deepCopy(), this::addSpecial);
     String prefix = model.path("continuing_subword_prefix").asText("");
     for (JsonNode merge : model.path("merges")) {
       String text = merge.asText();
@@ -94,6 +96,13 @@ public final class Vocabulary {
       throw wrong("two tokens have the number " + number);
     }
     numbers.put(token, number);
+  }
+
+  private int addSpecial(int number) {
+    if (tokens.containsKey(number)) {
+      added.add(number);
+    }
+    return number;
   }
 
   private int number(JsonNode node) {
@@ -253,10 +262,7 @@ public final class Vocabulary {
     if (smaller.has("added_tokens")) {
       smaller.putArray("added_tokens").addAll(tokensAdded.values());
     }
-    renumber(smaller.path("post_processor"), places);
-    if (smaller.path("padding") instanceof ObjectNode padding && padding.has("pad_id")) {
-      padding.put("pad_id", place(places, padding.path("pad_id")));
-    }
+    renumber(smaller, number -> place(places, IntNode.valueOf(number)));
     try {
       target.stream().write(TokenizerFile.mapper().writeValueAsBytes(smaller));
     } catch (IOException e) {
@@ -307,21 +313,28 @@ public final class Vocabulary {
     return numbers.containsKey(token) && places.containsKey(numbers.get(token));
   }
 
-  /** Gives special tokens that a processor puts around texts their new numbers. */
-  private void renumber(JsonNode processor, Map<Integer, Integer> places) {
+  /** Gives the tokens that are put around texts other numbers, that which texts are padded with too. */
+  private void renumber(ObjectNode tokenizer, IntUnaryOperator numbered) {
+    renumberProcessor(tokenizer.path("post_processor"), numbered);
+    if (tokenizer.path("padding") instanceof ObjectNode padding && padding.has("pad_id")) {
+      padding.put("pad_id", numbered.applyAsInt(number(padding.path("pad_id"))));
+    }
+  }
+
+  private void renumberProcessor(JsonNode processor, IntUnaryOperator numbered) {
     for (JsonNode each : processor.path("processors")) {
-      renumber(each, places);
+      renumberProcessor(each, numbered);
     }
     for (JsonNode token : processor.path("special_tokens")) {
       if (token.path("ids") instanceof ArrayNode ids) {
         for (int i = 0; i < ids.size(); i++) {
-          ids.set(i, IntNode.valueOf(place(places, ids.get(i))));
+          ids.set(i, IntNode.valueOf(numbered.applyAsInt(number(ids.get(i)))));
         }
       }
     }
     for (String end : List.of("sep", "cls")) { // as those for BERT and RoBERTa have them
       if (processor.path(end) instanceof ArrayNode pair && pair.size() == 2) {
-        pair.set(1, IntNode.valueOf(place(places, pair.get(1))));
+        pair.set(1, IntNode.valueOf(numbered.applyAsInt(number(pair.get(1)))));
       }
     }
   }
