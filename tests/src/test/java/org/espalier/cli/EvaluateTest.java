@@ -35,14 +35,14 @@ class EvaluateTest {
     refused("none: there is no such file", onnx, onnx, "--texts", folder.resolve("none"));
     Path latin = Files.write(folder.resolve("latin"), new byte[] {'a', (byte) 0xe9, '\n'});
     refused("latin are not UTF-8; a text a line is right", onnx, onnx, "--texts", latin);
-    // No tokenizer, then two, then one that is none.
+    // No tokenizer, then one that is none, which is not looked past.
     refused("neither m-tokenizer.json nor tokenizer.json", onnx, onnx, "--texts", texts);
     Files.writeString(folder.resolve("m-tokenizer.json"), "{}");
     refused("m-tokenizer.json", onnx, onnx, "--texts", texts);
     Files.writeString(
         folder.resolve("tokenizer.json"),
         "{\"model\":{\"type\":\"WordLevel\",\"vocab\":{\"a\":0},\"unk_token\":\"a\"}}");
-    refused("both m-tokenizer.json and tokenizer.json", onnx, onnx, "--texts", texts);
+    refused("m-tokenizer.json", onnx, onnx, "--texts", texts);
     refused("--max-tokens", onnx, onnx, "--texts", few, "--max-tokens", "2");
     refused("--pooling", onnx, onnx, "--texts", texts, "--pooling", "max");
     refused("evaluate is for .onnx models and folders", onnx, folder, "--texts", texts);

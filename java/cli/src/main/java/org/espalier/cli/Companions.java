@@ -1,7 +1,6 @@
 package org.espalier.cli;
 
 import com.fasterxml.jackson.databind.node.ObjectNode;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Map;
 import java.util.TreeMap;
@@ -13,8 +12,8 @@ import org.espalier.source.SentencePooling;
 import org.espalier.transformers.SentenceModules;
 
 /**
- * What lies beside the weights in a folder of safetensors and says how they are fed: it goes beside an ONNX model that is made
- * of the folder, as {@code STEM-tokenizer.json} and the like, where commands look for it.
+ * What says how a model is fed and is only its own, in its folder of safetensors or beside it with its name: it goes beside an
+ * ONNX model that is made of it, as {@code STEM-tokenizer.json} and the like, where commands look for it first.
  */
 final class Companions {
   /** What a tokenizer is called. */
@@ -32,16 +31,14 @@ final class Companions {
   /**
    * Finds them.
    *
-   * @param source a folder; beside what else is a model nothing is looked for
+   * @param source the model
    * @param target the ONNX model that is written
-   * @throws org.espalier.InputException where the folder says how states are pooled and it cannot be read
+   * @throws org.espalier.InputException where a file says how states are pooled and cannot be read
    */
   Companions(ModelSource source, Path target) {
-    if (!Files.isDirectory(source.path())) {
-      return;
-    }
-    NAMES.forEach((what, name) -> add(what, source.path().resolve(name), target, name));
-    SentencePooling pooling = source.sentencePooling();
+    NAMES.forEach((what, name) -> add(what, source.own(name), target, name));
+    SentencePooling pooling =
+        source.own(SentenceModules.FILE) == null ? null : source.sentencePooling();
     if (pooling != null) {
       add("modules", pooling.modules(), target, SentenceModules.FILE);
       add("pooling", pooling.file(), target, ModelSource.POOLING);
@@ -49,9 +46,12 @@ final class Companions {
   }
 
   private void add(String what, Path file, Path target, String name) {
-    if (Files.isRegularFile(file)) {
+    Path to = beside(target, name);
+    // They are one where the model would be written over itself, which is refused.
+    if (file != null
+        && !file.toAbsolutePath().normalize().equals(to.toAbsolutePath().normalize())) {
       from.put(what, file);
-      beside.put(what, beside(target, name));
+      beside.put(what, to);
     }
   }
 

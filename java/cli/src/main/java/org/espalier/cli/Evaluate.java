@@ -441,7 +441,7 @@ final class Evaluate implements Callable<Integer> {
 
   /** The tokenizer of a candidate that has another than the reference; null where it has none. */
   private TextTokenizer candidatesTokenizer(Models models, TextTokenizer open) {
-    Path own = models.judged.ownTokenizer();
+    Path own = models.judged.own("tokenizer.json");
     try {
       if (own == null || tokenizer.given() || Files.mismatch(own, open.file()) < 0) {
         return null;

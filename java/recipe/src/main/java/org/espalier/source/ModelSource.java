@@ -235,13 +235,13 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
     return companion("tokenizer.json", setting, "");
   }
 
-  /** The tokenizer that is only this model's, in its folder or as {@code STEM-tokenizer.json} beside it; null where there is none. */
-  public Path ownTokenizer() {
-    String name = Files.isDirectory(path) ? "tokenizer.json" : stem() + "-tokenizer.json";
-    if (entry != null) {
-      return maven.has(entry.sibling(name)) ? maven.file(entry.sibling(name)) : null;
-    }
-    return Files.isRegularFile(beside(name)) ? beside(name) : null;
+  /**
+   * A file that is only this model's, and says how it is fed: of a folder the one in it, else {@code STEM-NAME} beside the model.
+   *
+   * @return null where there is none
+   */
+  public Path own(String name) {
+    return found(Files.isDirectory(path) ? name : stem() + "-" + name);
   }
 
   /**
@@ -252,8 +252,8 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
   private Path companion(String plain, String setting, String what) {
     List<String> names = List.of(stem() + "-" + plain, plain);
     for (String name : names) {
-      if (entry == null ? Files.isRegularFile(beside(name)) : maven.has(entry.sibling(name))) {
-        return entry == null ? beside(name) : maven.file(entry.sibling(name));
+      if (found(name) != null) {
+        return found(name);
       }
     }
     throw new InputException(
