@@ -129,6 +129,21 @@ class LayerPrunerTest {
     assertEquals(type, model.initializer("w0").type());
   }
 
+  /** Between layers of fixed ranges lie integers, each of a scale of its own. */
+  @Test
+  void int8ModelsLoseLayersToo() throws OrtException {
+    ModelProto proto = stack(0.2, 0.01, 0.3, 0.4);
+    List<Map<String, OnnxTensor>> inputs = new ArrayList<>();
+    for (int e = 0; e < 8; e++) {
+      inputs.add(Map.of("x", RuntimeRuns.normal(random, 16, WIDTH)));
+    }
+    OnnxModel model = RuntimeRuns.fixed(proto, RuntimeRuns.exactStatic(), inputs);
+    ActivationSource source = new TensorActivations(inputs, 1);
+    assertEquals(List.of(1), new LayerPruner(model, 0.25).prune(source, Progress.NONE).gone());
+    double error = new OutputError(OnnxModel.of(proto, "stack"), source).of(model);
+    assertTrue(error < 0.05, "error " + error);
+  }
+
   /** Each convolution halves its image, so that none can go. */
   @Test
   void layersThatChangeShapesStay() throws OrtException {

@@ -2,6 +2,7 @@ package org.espalier.compress.onnx.layers;
 
 import ai.onnx.proto.OnnxMl.AttributeProto;
 import ai.onnx.proto.OnnxMl.NodeProto;
+import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
@@ -20,6 +21,7 @@ import java.util.stream.IntStream;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
 import org.espalier.format.onnx.PastInput;
+import org.espalier.format.onnx.ValueTypes;
 
 /**
  * Finds layers with a residual sum that follow each other. Where all that the answers depend on goes through one value, the graph has
@@ -97,6 +99,7 @@ public final class LayerSearch {
 
   private final OnnxModel model;
   private final Set<String> answers;
+  private final ValueTypes types;
 
   /** The nodes that the answers' values follow from, in order. */
   private final List<NodeProto> needed = new ArrayList<>();
@@ -109,6 +112,7 @@ public final class LayerSearch {
   private LayerSearch(OnnxModel model, Set<String> answers) {
     this.model = model;
     this.answers = answers;
+    this.types = ValueTypes.of(model);
     Set<String> values = new HashSet<>(answers);
     List<NodeProto> nodes = model.nodes();
     for (int i = nodes.size() - 1; i >= 0; i--) { // which are in topological order
@@ -222,7 +226,7 @@ public final class LayerSearch {
       if (!n.getOutputList().containsAll(live)) {
         continue;
       }
-      if (live.size() == 1) {
+      if (live.size() == 1 && !isInteger(live.iterator().next())) {
         chain.cuts().add(live.iterator().next());
       } else if (SkippedNorm.is(n) && live.equals(Set.of(n.getOutput(0), SkippedNorm.sum(n)))) {
         chain.cuts().add(n.getOutput(0));
@@ -234,6 +238,12 @@ public final class LayerSearch {
       segment = new ArrayList<>();
     }
     return chain;
+  }
+
+  /** Whether a value is of integers, whose scale may be another behind each layer, so that no layer's may be read for another's. */
+  private boolean isInteger(String value) {
+    DataType type = types.of(value);
+    return type != null && !ValueTypes.isFloat(type);
   }
 
   /**
