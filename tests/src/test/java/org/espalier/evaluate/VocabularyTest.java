@@ -322,6 +322,9 @@ class VocabularyTest {
     ((ObjectNode) root.at("/model/vocab")).put("minus", -1);
     refused(root, "the number of a token is -1", 0);
     root = wordPiece();
+    ((ObjectNode) root.at("/model/vocab")).put("far", Integer.MAX_VALUE);
+    refused(root, "the number of a token is 2147483647; 0 to 16777215 are right", 0);
+    root = wordPiece();
     root.remove("model");
     refused(root, "has no model", 0);
     root = wordPiece();

@@ -37,6 +37,9 @@ import org.espalier.format.AtomicFile;
  * <p>Not safe for several threads.
  */
 public final class Vocabulary {
+  /** Tokens of a vocabulary; the largest known have a quarter of a million. */
+  private static final int MOST = 1 << 24;
+
   private static final String BYTE = "<0x[0-9A-F]{2}>";
 
   private final Path file;
@@ -106,8 +109,8 @@ public final class Vocabulary {
   }
 
   private int number(JsonNode node) {
-    if (!node.isInt() || node.intValue() < 0) {
-      throw wrong("the number of a token is " + node);
+    if (!node.isInt() || node.intValue() < 0 || node.intValue() >= MOST) {
+      throw wrong("the number of a token is " + node + "; 0 to " + (MOST - 1) + " are right");
     }
     return node.intValue();
   }
