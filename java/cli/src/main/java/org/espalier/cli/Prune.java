@@ -486,7 +486,9 @@ final class Prune implements Callable<Integer> {
       json.set("output_error", Json.of(removed.error()));
       return new Left(
           removed.summary()
-              + ", which changes outputs by "
+              + ", which changes outputs for up to "
+              + LayerPruner.SOME
+              + " of the examples by "
               + Quantity.percent(removed.error())
               + " of their norm",
           "layers",

@@ -29,8 +29,8 @@ import org.espalier.format.onnx.OnnxModel;
  * at least one stays. Weights stay as they are. Not safe for several threads.
  */
 public final class LayerPruner {
-  /** To see what is missed, so many examples are run. */
-  private static final int SOME = 16;
+  /** To see what is missed, so many of the examples are run, evenly spread. */
+  public static final int SOME = 16;
 
   /** So many layers are tried for each that goes, those that were missed least before; all at first. */
   private static final int TRIED = 4;
