@@ -102,7 +102,18 @@ final class QuantizedLinear {
   /** How many scales an output has. */
   private long blocks() {
     long blocks = tensors.columns(path + SCALE);
-    boolean fits = in % PER_WORD == 0 && blocks > 0 && in % blocks == 0;
+    if (in % PER_WORD != 0) {
+      throw new InputException(
+          tensors.place()
+              + ": "
+              + path
+              + " has "
+              + in
+              + " inputs; a multiple of "
+              + PER_WORD
+              + " is right");
+    }
+    boolean fits = blocks > 0 && in % blocks == 0;
     long block = fits ? in / blocks : 0;
     if (!fits || blocks > 1 && (block < 16 || block > 256 || Long.bitCount(block) != 1)) {
       throw new InputException(
@@ -123,7 +134,7 @@ final class QuantizedLinear {
     long block = BlockProduct.block(in);
     if (block == 0) {
       throw new InputException(
-          tensors.place() + ": " + path + " has " + in + " inputs, which are no blocks of 16");
+          tensors.place() + ": " + path + " has " + in + " inputs; a multiple of 16 is right");
     }
     return block;
   }

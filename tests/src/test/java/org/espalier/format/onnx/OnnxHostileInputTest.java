@@ -426,6 +426,24 @@ class OnnxHostileInputTest {
     }
   }
 
+  /** As caches of the hub have them: links, to files in one folder. */
+  @Test
+  void externalDataOfALinkedModelLiesBesideTheModelItself() throws IOException {
+    Path blobs = Files.createDirectory(folder.resolve("blobs"));
+    Path snapshot = Files.createDirectory(folder.resolve("snapshot"));
+    Files.move(external("location", "d.bin"), blobs.resolve("model"));
+    Files.write(blobs.resolve("data"), new byte[1000]);
+    Path link = snapshot.resolve("model.onnx");
+    Files.createSymbolicLink(link, Path.of("../blobs/model"));
+    Files.createSymbolicLink(snapshot.resolve("d.bin"), Path.of("../blobs/data"));
+    assertEquals(2, OnnxModel.read(link).files().size());
+    Files.delete(snapshot.resolve("d.bin"));
+    Files.write(folder.resolve("secret"), new byte[1000]);
+    Files.createSymbolicLink(snapshot.resolve("d.bin"), Path.of("../secret"));
+    InputException e = assertThrows(InputException.class, () -> OnnxModel.read(link));
+    assertTrue(e.getMessage().contains("a link to"), e.getMessage());
+  }
+
   @Test
   void externalDataThatIsNotThere() throws IOException {
     Files.write(folder.resolve("data"), new byte[200]);

@@ -10,15 +10,15 @@ import org.espalier.format.FileRegions;
 
 /** The external data files of a model while it is read. */
 final class ExternalData {
-  private final Path folder;
+  private final Path model;
   private final FileRegions regions = new FileRegions();
   private final Set<Path> files = new HashSet<>();
 
   /**
-   * @param folder the model's folder; null for a model that is not a file
+   * @param model the model's file; null for a model that is none
    */
-  ExternalData(Path folder) {
-    this.folder = folder;
+  ExternalData(Path model) {
+    this.model = model;
   }
 
   /** The files that were used so far. */
@@ -27,7 +27,7 @@ final class ExternalData {
   }
 
   OnnxTensors.External find(TensorProto t, String where) {
-    OnnxTensors.External data = OnnxTensors.external(t, folder, where);
+    OnnxTensors.External data = OnnxTensors.external(t, model, where);
     files.add(data.file());
     return data;
   }

@@ -72,8 +72,7 @@ public final class OnnxModel {
       Set<Path> readFrom) {
     this.name = name;
     this.path = path;
-    TensorReader tensors =
-        new TensorReader(name, path == null ? null : path.toAbsolutePath().getParent());
+    TensorReader tensors = new TensorReader(name, path);
     this.rest = proto.toBuilder();
     if (proto.getGraph().getNodeCount() == 0 && proto.getGraph().getOutputCount() == 0) {
       throw new InputException(name + " is not an ONNX model: it holds no graph");

@@ -223,10 +223,10 @@ final class OnnxTensors {
   /**
    * Finds the data of an external tensor.
    *
-   * @param folder the folder of the model, null for a model that is not a file
+   * @param model the model's file, null for a model that is none
    * @throws InputException if the location leaves the folder, or the file lacks the data
    */
-  static External external(TensorProto t, Path folder, String where) {
+  static External external(TensorProto t, Path model, String where) {
     Map<String, String> entries = new HashMap<>();
     for (StringStringEntryProto e : t.getExternalDataList()) {
       if (entries.put(e.getKey(), e.getValue()) != null) {
@@ -237,11 +237,11 @@ final class OnnxTensors {
     if (location == null || location.isEmpty()) {
       throw new InputException(where + " has external data without a location");
     }
-    if (folder == null) {
+    if (model == null) {
       throw new InputException(
           where + " has external data in " + location + ", but the model is not a file");
     }
-    Path file = inside(folder, location, where);
+    Path file = inside(model, location, where);
     long bytes = bytes(t);
     long offset = number(entries.getOrDefault("offset", "0"), "offset", where);
     if (entries.containsKey("length")) {
@@ -282,7 +282,12 @@ final class OnnxTensors {
     return new External(file, offset, bytes);
   }
 
-  private static Path inside(Path folder, String location, String where) {
+  /**
+   * A file in the model's folder. It may be a link where the model is one too, as caches of the hub have both: then it lies in the
+   * folder of the file that the model is a link to.
+   */
+  private static Path inside(Path model, String location, String where) {
+    Path folder = model.toAbsolutePath().getParent();
     Path relative;
     try {
       relative = Path.of(location);
@@ -295,7 +300,10 @@ final class OnnxTensors {
     }
     if (leaves) {
       throw new InputException(
-          where + " points to " + location + ": external data must lie in the model's folder");
+          where
+              + " points to "
+              + location
+              + ": external data must lie in the model's folder, and its path have no '..'");
     }
     Path file = folder.resolve(relative);
     if (!Files.exists(file)) {
@@ -303,13 +311,15 @@ final class OnnxTensors {
           where + " needs the external data file " + file + ", which is missing");
     }
     try {
-      if (!file.toRealPath().startsWith(folder.toRealPath())) {
+      Path real = file.toRealPath();
+      if (!real.startsWith(folder.toRealPath())
+          && !real.startsWith(model.toRealPath().getParent())) {
         throw new InputException(
             where
                 + " points to "
                 + file
                 + ", a link to "
-                + file.toRealPath()
+                + real
                 + ": external data must lie in the model's folder");
       }
     } catch (IOException e) {

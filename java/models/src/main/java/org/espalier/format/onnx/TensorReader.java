@@ -18,11 +18,11 @@ final class TensorReader {
 
   /**
    * @param name what messages call the model
-   * @param folder the model's folder; null for a model that is not a file
+   * @param model the model's file; null for a model that is none
    */
-  TensorReader(String name, Path folder) {
+  TensorReader(String name, Path model) {
     this.name = name;
-    this.external = new ExternalData(folder);
+    this.external = new ExternalData(model);
   }
 
   /** The files of external data that were used so far. */
