@@ -310,6 +310,17 @@ class LauncherTest {
   }
 
   @Test
+  void whatItDoesItselfHasHelp() throws IOException, InterruptedException {
+    for (String command : List.of("test", "package")) {
+      Launch launch = launch(root.resolve("espalier"), command, "--help");
+      assertEquals(0, launch.code(), launch.err());
+      assertTrue(launch.out().contains("espalier " + command + " ["), launch.out());
+      assertFalse(launch.out().contains("set -e"), launch.out());
+      assertEquals(List.of(), callsOf("mvn"));
+    }
+  }
+
+  @Test
   void packsAnArchive() throws IOException, InterruptedException {
     Path launcher = root.resolve("espalier");
     script(
