@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import ai.onnx.proto.OnnxMl.ModelProto;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
@@ -165,6 +166,54 @@ class FillingModelsTest {
     assertEquals(1, json.path("agreement").asDouble());
     assertEquals(0, json.path("kl").asDouble(), 1e-9);
     assertFalse(json.has("perplexity"), json.toString());
+  }
+
+  /** Of a number for each token all of a text's are compared, and where the largest is. */
+  @Test
+  void whatAnswersQuestionsIsComparedToo() throws IOException {
+    Path answering = Files.createDirectory(folder.resolve("answering"));
+    SmallLanguage.write(answering);
+    SmallCheckpoint.writeAnswering(answering);
+    Path int8 = folder.resolve("int8.onnx");
+    Run.of("quantize", answering, "-o", int8, "--to", "onnx-dynamic", "--calibration", texts)
+        .done();
+    JsonNode json = Run.of("evaluate", answering, int8, "--texts", texts, "--json").json();
+    JsonNode outputs = json.path("outputs");
+    assertEquals(2, outputs.size(), json.toString());
+    assertEquals("start_logits", outputs.path(0).path("name").asText());
+    assertEquals("end_logits", outputs.path(1).path("name").asText());
+    for (JsonNode output : outputs) {
+      assertTrue(output.path("relative_error").asDouble() > 0, json.toString());
+      assertTrue(output.path("agreement").asDouble() > 0.9, json.toString());
+    }
+  }
+
+  /** Widths that texts choose are no embeddings', whatever they are called. */
+  @Test
+  void whatIsAsWideAsATextIsNoEmbedding() throws IOException {
+    Path answering = Files.createDirectory(folder.resolve("answering"));
+    SmallLanguage.write(answering);
+    SmallCheckpoint.writeAnswering(answering);
+    Path onnx = answering.resolve("model.onnx");
+    Run.of("export", answering, "-o", onnx).done();
+    ModelProto.Builder model = ModelProto.parseFrom(Files.readAllBytes(onnx)).toBuilder();
+    model
+        .getGraphBuilder()
+        .getOutputBuilder(0)
+        .getTypeBuilder()
+        .getTensorTypeBuilder()
+        .getShapeBuilder()
+        .getDimBuilder(1)
+        .setDimParam("width");
+    Files.write(onnx, model.build().toByteArray());
+    Run.refused(
+        folder,
+        new String[] {"model.onnx: the first output has the width", "so it is no embedding"},
+        "evaluate",
+        onnx,
+        onnx,
+        "--texts",
+        texts);
   }
 
   @Test

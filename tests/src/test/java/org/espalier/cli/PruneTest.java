@@ -364,6 +364,15 @@ class PruneTest {
   void refusesWhatIsOutOfRange() {
     refused("ends with .onnx", "-o", out + ".pt", "--amount", "0.5");
     refused("ends with .onnx", "-o", out + ".safetensors", "--channels", "0.5");
+    refused("ends with .onnx", "-o", out + ".bin", "--amount", "0.5");
+    refused(
+        "'w2': 25 weights to prune of each tensor, 24 remain",
+        "-o",
+        out,
+        "--count",
+        "25",
+        "--scope",
+        "tensor");
     refused("amount", "-o", out, "--amount", "1.5");
     refused("amount", "-o", out, "--amount", "-0.1");
     refused("amount", "-o", out, "--amount", "NaN");

@@ -560,12 +560,14 @@ class QuantizeTest {
     Path out = folder.resolve("half.safetensors");
     JsonNode json = Run.of("quantize", floats, "-o", out, "--to", "bfloat16", "--json").json();
     assertEquals(0.5, json.get("size_ratio").asDouble(), json.toString());
-    refused("no tensor of float32", out, "-o", folder.resolve("no"), "--to", "float16");
-    Path no = folder.resolve("no");
+    Path no = folder.resolve("no.safetensors");
+    refused("no tensor of float32", out, "-o", no, "--to", "float16");
+    String plain = folder.resolve("no").toString();
+    refused("ends with .safetensors", floats, "-o", plain, "--to", "bfloat16");
     refused("an ONNX model, which --to onnx-float16 takes", onnx, "-o", no, "--to", "float16");
     refused("no ONNX model, which --to float16 takes", floats, "-o", no, "--to", "onnx-float16");
     refused("needs no examples", floats, "-o", out, "--to", "float16", "--calibration", "a");
-    assertFalse(Files.exists(folder.resolve("no")));
+    assertFalse(Files.exists(no));
   }
 
   private static Run with(Object[] command, Object... more) {

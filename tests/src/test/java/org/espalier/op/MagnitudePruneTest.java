@@ -451,6 +451,12 @@ class MagnitudePruneTest {
       assertMessage(
           "magnitude_prune: 505 weights to prune, 504 remain",
           () -> MagnitudePrune.prune(List.of(weights), new Count(505, Scope.GLOBAL)));
+      bits.put((byte) 0b11101)
+          .put(1, (byte) 0xff); // one bit a weight; the second byte is no weight's
+      Weights masked = new Weights("small.weight", small, null, bits, null, -1);
+      assertMessage(
+          "small.weight: 5 weights to prune of each tensor, 4 remain",
+          () -> MagnitudePrune.prune(List.of(weights, masked), new Count(5, Scope.TENSOR)));
       assertMessage(
           "amount 1.5; a fraction from 0 to 1 is needed", () -> new Amount(1.5, Scope.GLOBAL));
       assertMessage(

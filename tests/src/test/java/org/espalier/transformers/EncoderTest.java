@@ -143,6 +143,21 @@ class EncoderTest {
     model.compare(folder);
   }
 
+  /** Of a head that is not known states come out, and that is told. */
+  @Test
+  void bertOfAnotherHead() throws Exception {
+    SmallEncoder model = new SmallEncoder("bert", "bert.");
+    model.architecture = "BertForMultipleChoice";
+    model.headWeights = w -> w.linear("classifier", HIDDEN, 1, true);
+    model.weights().write(folder, model.config());
+    List<String> notes = new ArrayList<>();
+    OnnxModel read = TransformersModel.read(folder, notes::add);
+    assertEquals("last_hidden_state", read.outputs().get(0).getName());
+    assertEquals(
+        "the head that BertForMultipleChoice has is not made here: states come out", notes.get(0));
+    assertTrue(notes.get(1).contains("classifier.weight"), notes.get(1));
+  }
+
   /** Positions begin behind that of the padding, and padding has its own. */
   @Test
   void robertaThatClassifies() throws Exception {
@@ -204,6 +219,38 @@ class EncoderTest {
             "generator_predictions.LayerNorm",
             "generator_lm_head.bias",
             SmallCheckpoint::gelu)
+        .compare(folder);
+  }
+
+  /** Of each token two numbers: that an answer begins there, and that it ends there. */
+  private static SmallEncoder answering(SmallEncoder model, String architecture) {
+    return model.with(
+        architecture,
+        w -> w.linear("qa_outputs", HIDDEN, 2, true),
+        (w, x) -> SmallEncoder.each(x, row -> w.linear("qa_outputs", row)));
+  }
+
+  @Test
+  void robertaThatAnswers() throws Exception {
+    answering(roberta(), "XLMRobertaForQuestionAnswering").compare(folder);
+  }
+
+  @Test
+  void distilbertThatAnswers() throws Exception {
+    answering(distilbert(), "DistilBertForQuestionAnswering").compare(folder);
+  }
+
+  @Test
+  void modernbertThatAnswers() throws Exception {
+    SmallModernBert model = new SmallModernBert("model.", "");
+    model
+        .with(
+            "ModernBertForQuestionAnswering",
+            w -> {
+              model.addHead(w);
+              w.linear("classifier", HIDDEN, 2, true);
+            },
+            (w, x) -> SmallEncoder.each(x, row -> w.linear("classifier", model.headOf(w, row))))
         .compare(folder);
   }
 

@@ -128,6 +128,16 @@ public final class SmallCheckpoint {
     model.weights().write(folder, model.config());
   }
 
+  /** Writes a model of the kind of BERT that tells of each of {@code SmallLanguage}'s words whether an answer begins or ends there. */
+  public static void writeAnswering(Path folder) throws IOException {
+    SmallEncoder model = new SmallEncoder("bert", "bert.");
+    model.with(
+        "BertForQuestionAnswering",
+        w -> w.linear("qa_outputs", SmallEncoder.HIDDEN, 2, true),
+        (w, x) -> x);
+    model.weights().write(folder, model.config());
+  }
+
   /** Writes a model of two encoders, of texts of {@code SmallLanguage}'s words and of images of 25 pixels to a side: clip or siglip. */
   public static void writeModelOfTwo(Path folder, String type) throws IOException {
     if (type.equals("clip")) {

@@ -17,6 +17,7 @@ import java.util.stream.Collectors;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.TensorVector;
 import org.bytedeco.pytorch.global.torch;
 import org.espalier.cli.SmallLanguage;
 import org.espalier.format.onnx.HalfPrecision;
@@ -367,7 +368,13 @@ class SmallEncoder {
     HostileConfigs.areRefusedOrRead(folder);
   }
 
+  /** The one output, or of a model that answers questions both, side by side. */
   private static Tensor only(Map<String, Tensor> outputs) {
+    Tensor begins = outputs.get("start_logits");
+    if (begins != null) {
+      assertEquals(Set.of("start_logits", "end_logits"), outputs.keySet());
+      return torch.stack(new TensorVector(begins, outputs.get("end_logits")), -1);
+    }
     assertEquals(1, outputs.size());
     return outputs.values().iterator().next();
   }

@@ -123,7 +123,7 @@ class TransformersModelTest {
     config("\"num_attention_heads\": 2", "\"num_attention_heads\": 4, \"num_key_value_heads\": 3");
     refused("num_key_value_heads is 3; a divisor of num_attention_heads = 4 is right");
     config("\"hidden_size\": 32", "\"hidden_size\": 32, \"head_dim\": 15");
-    refused("of heads of 15 numbers 15 are turned, which ONNX Runtime does by 16");
+    refused("15 are turned by their places; ONNX Runtime turns multiples of 16");
     config("\"max_position_embeddings\": 8", "\"max_position_embeddings\": 2000000000");
     refused("max_position_embeddings = 2000000000 asks for a table");
     config("\"hidden_size\": 32", "\"hidden_size\": 32, \"rms_norm_eps\": \"small\"");
@@ -160,6 +160,7 @@ class TransformersModelTest {
 
   @Test
   void settingsOfKindsThatDoNotFit() throws IOException {
+    refusedAs("llama", "\"architectures\": \"LlamaForCausalLM\"", "a list of texts is right");
     refusedAs(
         "llama",
         "\"architectures\": [\"LlamaForTokenClassification\"]",
@@ -192,7 +193,7 @@ class TransformersModelTest {
     refusedAs(
         "phi3",
         "\"partial_rotary_factor\": 0.4",
-        "of heads of 16 numbers 6 are turned, which ONNX Runtime does by 16");
+        "of heads of 16 numbers (head_dim, or hidden_size / num_attention_heads) 6 are turned");
     refusedAs(
         "gemma2",
         "\"use_bidirectional_attention\": true",

@@ -33,6 +33,7 @@ import org.espalier.evaluate.Requirement.Verdict;
 import org.espalier.evaluate.Savings;
 import org.espalier.evaluate.TensorEvaluator;
 import org.espalier.evaluate.TensorFidelity;
+import org.espalier.evaluate.TextEmbedder;
 import org.espalier.evaluate.TextTokenizer;
 import org.espalier.evaluate.TextTokenizer.Tokens;
 import org.espalier.evaluate.TokenFidelity;
@@ -65,7 +66,9 @@ import picocli.CommandLine.Parameters;
           + " before it. Where another tokenizer lies beside a candidate that embeds, as 'prune"
           + " --vocabulary' leaves it, and --tokenizer names none for both, it reads the texts with"
           + " that. Of others that give logits for each token, as those that fill in words,"
-          + " what they say of each token is compared. Which one is causal shows when it runs.",
+          + " what they say of each token is compared. Which one is causal shows when it runs. Of"
+          + " those that give a number for each token, as start_logits and end_logits, all of a"
+          + " text's are, and which is the largest.",
       "",
       "For texts, the batch line compares the candidate with itself: a text alone and the same text"
           + " in a padded batch of 32. Dynamic int8 chooses its steps from the whole batch, so its"
@@ -410,6 +413,10 @@ final class Evaluate implements Callable<Integer> {
         task == Task.CAUSAL_LM
             || task == Task.AUTO && LanguageModelEvaluator.isOne(models.reference.graph());
     try (TextTokenizer open = tokenizer.open(models.original, common::note)) {
+      if (task == Task.AUTO && TextEmbedder.marksTokens(models.reference.graph())) {
+        check(required, Measure.OF_TENSORS);
+        return compareMarks(open, models, lines);
+      }
       if (!words) {
         check(required, Measure.OF_EMBEDDINGS);
         return compareEmbeddings(open, models, lines);
@@ -481,6 +488,32 @@ final class Evaluate implements Callable<Integer> {
       print(fidelity);
     }
     return fidelity.toMap();
+  }
+
+  private Map<String, Object> compareMarks(TextTokenizer open, Models models, List<String> lines) {
+    common.note(
+        models.original.given()
+            + " gives a number for each token: all of a text's are compared, and where the largest"
+            + " is");
+    List<Tokens> tokens =
+        lines.stream().map(open::encode).filter(text -> text.length() > 0).toList();
+    if (tokens.isEmpty()) {
+      throw new InputException("none of the texts has a token");
+    }
+    TensorFidelity fidelity;
+    Savings savings;
+    try (Progress progress = new Progress(common.err(), "evaluating");
+        ModelPair pair =
+            new ModelPair(models.reference, models.candidate, ExampleTensors.ofTexts(tokens))) {
+      fidelity = TensorEvaluator.evaluate(pair, progress::update);
+      savings = pair.savings(progress::update);
+    }
+    Map<String, Object> values = new LinkedHashMap<>(fidelity.toMap());
+    values.putAll(savings.toMap());
+    if (!common.json()) {
+      print(fidelity, Map.of(), savings);
+    }
+    return values;
   }
 
   /** How states of tokens are pooled, as the reference is made for; the candidate may be made for another pooling. */

@@ -215,6 +215,9 @@ final class Quantize implements Callable<Integer> {
                   .map(other -> ", which --to " + other.option() + " takes")
                   .orElse(""));
     }
+    if (form.isLinear()) {
+      CheckpointQuantizer.check(source.path());
+    }
     Path target = source.output(output);
     if (isOnnx) {
       quantizeOnnx(source, target, form, clipping);
@@ -641,7 +644,6 @@ final class Quantize implements Callable<Integer> {
 
   private void quantizeCheckpoint(
       ModelSource source, Path target, LinearForm form, Device computes) {
-    CheckpointQuantizer.check(source.path());
     Set<String> chosen;
     List<String> names;
     Map<String, String> misfits = new TreeMap<>(); // by default only

@@ -85,6 +85,15 @@ public final class FidelityEvaluator {
                   + " gives "
                   + b[i].length);
         }
+        if (a[i].length != a[0].length) {
+          throw new InputException(
+              reference.name()
+                  + ": the first output has the width "
+                  + a[0].length
+                  + " for one text and "
+                  + a[i].length
+                  + " for another, so it is no embedding");
+        }
         cosines[i] = Statistics.cosine(a[i], b[i]);
       }
       int agreed = agreement(a, b);

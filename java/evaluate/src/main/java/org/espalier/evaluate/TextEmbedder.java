@@ -1,10 +1,14 @@
 package org.espalier.evaluate;
 
+import ai.onnx.proto.OnnxMl.TensorShapeProto;
+import ai.onnx.proto.OnnxMl.ValueInfoProto;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Set;
 import org.espalier.InputException;
 import org.espalier.evaluate.TextTokenizer.Tokens;
+import org.espalier.format.onnx.OnnxModel;
+import org.espalier.format.onnx.TextInput;
 
 /**
  * Embeds texts: a model's first output, pooled where it is of tokens and scaled to length 1. Thread-safe as its model
@@ -22,6 +26,30 @@ public final class TextEmbedder {
     this.model = model;
     this.pooling = pooling;
     this.output = Set.of(model.firstOutput());
+  }
+
+  /**
+   * Whether a model gives no embedding but a number for each token, as those do that answer questions: whether its first output
+   * is [batch, tokens], with the name that {@code input_ids} has for its tokens, and all it takes is texts.
+   */
+  public static boolean marksTokens(OnnxModel model) {
+    if (model.outputs().isEmpty()) {
+      return false;
+    }
+    String tokens = second(model.outputs().get(0));
+    return !tokens.isEmpty()
+        && model.inputs().stream().allMatch(input -> TextInput.of(input.getName()) != null)
+        && model.inputs().stream()
+            .anyMatch(
+                input ->
+                    input.getName().equals(TextInput.INPUT_IDS.inputName())
+                        && second(input).equals(tokens));
+  }
+
+  /** What a tensor of two dimensions calls the second; empty where that has a size or no name. */
+  private static String second(ValueInfoProto tensor) {
+    TensorShapeProto shape = tensor.getType().getTensorType().getShape();
+    return shape.getDimCount() == 2 ? shape.getDim(1).getDimParam() : "";
   }
 
   /** Embeds one text alone, without padding. */

@@ -16,6 +16,15 @@ public final class Bits {
     return (bits.get(i >> 3) >> (i & 7) & 1) != 0;
   }
 
+  /** How many of the first {@code n} bits are set. */
+  static long count(BytePointer bits, long n) {
+    long set = 0;
+    for (long i = 0; i < n; i++) {
+      set += get(bits, i) ? 1 : 0;
+    }
+    return set;
+  }
+
   /** Refuses a field that is known to be too short; a limit of 0 means that its size is unknown. */
   static void check(String name, BytePointer bits, long n) {
     Lifetimes.requireMemory(name, bits, n);

@@ -184,6 +184,11 @@ public final class MagnitudePrune {
       Lifetimes.requireOpen(name + ": maskOut", maskOut, weights.elements());
     }
 
+    /** How many of the weights an earlier mask keeps. */
+    long kept() {
+      return maskIn == null ? weights.elements() : Bits.count(maskIn, weights.elements());
+    }
+
     /** Weights along whose last axis patterns run, all kept so far, nothing written. */
     public static Weights of(String name, Tensor weights) {
       return new Weights(name, weights, null, null, null, -1);
@@ -332,7 +337,9 @@ public final class MagnitudePrune {
       }
       requireOpen();
       PruneNatives.check(
-          espalier.esp_magnitude_prune(tensors, list.size(), nativeRule, result, pruned), rule);
+          espalier.esp_magnitude_prune(tensors, list.size(), nativeRule, result, pruned),
+          list,
+          rule);
       return found();
     }
 
@@ -368,7 +375,9 @@ public final class MagnitudePrune {
       foundPruned.copyTo(pruned, foundPruned.bytes(), stream);
       stream.synchronize();
       if (result.pruned() < 0) {
-        throw new InputException("magnitude_prune: " + rule + " is more than what remains");
+        String message = "magnitude_prune: " + rule + " is more than what remains";
+        throw new InputException(
+            rule instanceof Count count ? PruneNatives.message(list, count, message) : message);
       }
       return found();
     }
@@ -422,7 +431,9 @@ public final class MagnitudePrune {
         esp_prune_result result = new esp_prune_result();
         esp_prune_cut cuts = new esp_prune_cut(Math.max(1, count))) {
       PruneNatives.check(
-          espalier.esp_magnitude_prune_select(tensors, count, nativeRule, cuts, result), rule);
+          espalier.esp_magnitude_prune_select(tensors, count, nativeRule, cuts, result),
+          list,
+          rule);
       int[] keys = new int[count];
       long[] ties = new long[count];
       long[] elements = new long[count];

@@ -25,11 +25,33 @@ final class PruneNatives {
   private PruneNatives() {}
 
   /** A count that the weights do not hold is the one thing that only the native side can see. */
-  static void check(int status, Rule rule) {
-    if (status == espalier.ESP_INVALID_ARGUMENT && rule instanceof Count) {
-      throw new InputException(espalier.esp_last_error().getString());
+  static void check(int status, List<Weights> list, Rule rule) {
+    if (status == espalier.ESP_INVALID_ARGUMENT && rule instanceof Count count) {
+      throw new InputException(message(list, count, espalier.esp_last_error().getString()));
     }
     Status.check(status);
+  }
+
+  /**
+   * Why a count is refused.
+   *
+   * @param otherwise what is said where no tensor is the reason
+   */
+  static String message(List<Weights> list, Count count, String otherwise) {
+    if (count.scope() == Scope.TENSOR) {
+      for (Weights w : list) {
+        long kept = w.kept();
+        if (kept < count.count()) {
+          return w.name()
+              + ": "
+              + count.count()
+              + " weights to prune of each tensor, "
+              + kept
+              + " remain";
+        }
+      }
+    }
+    return otherwise;
   }
 
   static esp_prune_tensor tensors(List<Weights> list, Device device) {

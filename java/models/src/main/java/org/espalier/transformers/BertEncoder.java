@@ -185,6 +185,11 @@ class BertEncoder extends TextEncoder {
     return linearHead(x, "classifier");
   }
 
+  @Override
+  final String bounded(String x) {
+    return g.linear(x, "qa_outputs", hidden, 2, true);
+  }
+
   WordHead wordHead() {
     return new WordHead(
         "cls.predictions.transform.dense",

@@ -214,6 +214,9 @@ final class Configuration {
 
   /** The texts of a list; empty where the key is absent. */
   List<String> texts(String key) {
+    if (has(key) && !root.get(key).isArray()) {
+      throw wrong(key, "a list of texts");
+    }
     List<String> texts = new ArrayList<>();
     for (JsonNode value : root.path(key)) {
       if (!value.isTextual()) {
@@ -226,11 +229,12 @@ final class Configuration {
 
   /** The texts of a list, or the parts of one text with | between them; empty where the key is absent. */
   List<String> parts(String key) {
-    List<String> parts = texts(key);
-    if (parts.isEmpty() && has(key) && !root.get(key).isArray()) {
-      for (String part : text(key, "").split("\\|")) {
-        parts.add(part.strip());
-      }
+    if (!has(key) || root.get(key).isArray()) {
+      return texts(key);
+    }
+    List<String> parts = new ArrayList<>();
+    for (String part : text(key, "").split("\\|")) {
+      parts.add(part.strip());
     }
     return parts;
   }

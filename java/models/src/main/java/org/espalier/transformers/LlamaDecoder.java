@@ -254,9 +254,9 @@ class LlamaDecoder extends Decoder {
           config.place()
               + ": of heads of "
               + width
-              + " numbers "
+              + " numbers (head_dim, or hidden_size / num_attention_heads) "
               + turned
-              + " are turned, which ONNX Runtime does by "
+              + " are turned by their places; ONNX Runtime turns multiples of "
               + PAIRS);
     }
     return turned;

@@ -144,6 +144,11 @@ final class ModernBertEncoder extends TextEncoder {
   }
 
   @Override
+  String bounded(String x) {
+    return g.linear(head(x), "classifier", hidden, 2, true);
+  }
+
+  @Override
   String filled(String x) {
     if (!g.has("head.dense.weight")) {
       return null;

@@ -1,14 +1,17 @@
 package org.espalier.transformers;
 
+import static org.espalier.format.onnx.Attributes.attribute;
+
 import java.util.List;
 import java.util.function.IntUnaryOperator;
+import java.util.regex.Pattern;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxInitializer;
 
 /**
  * One text encoder. The graph takes {@code input_ids}, {@code attention_mask} and, of models that know parts of a text,
  * {@code token_type_ids}, and gives {@code last_hidden_state}, or the {@code logits} of the head that {@code architectures}
- * names.
+ * names: of one that answers questions {@code start_logits} and {@code end_logits}.
  */
 abstract class TextEncoder extends Encoder {
   private static final int MOST_PLACES = 1 << 20;
@@ -16,6 +19,8 @@ abstract class TextEncoder extends Encoder {
   private static final String CLASSIFIES = "ForSequenceClassification";
   private static final String TAGS = "ForTokenClassification";
   private static final String FILLS = "ForMaskedLM";
+  private static final String ANSWERS = "ForQuestionAnswering";
+  private static final Pattern HEAD = Pattern.compile(".*For[A-Z]\\w*");
 
   TextEncoder(Configuration config, GraphWriter g, Sizes sizes, double epsilon, String activation) {
     super(config, g, sizes, epsilon, activation);
@@ -29,6 +34,9 @@ abstract class TextEncoder extends Encoder {
 
   /** Logits of each token. */
   abstract String tagged(String x);
+
+  /** Two logits of each token: that an answer begins there, and that it ends there. */
+  abstract String bounded(String x);
 
   /** Logits of words for each token; null where the checkpoint has no head for that. */
   abstract String filled(String x);
@@ -46,12 +54,28 @@ abstract class TextEncoder extends Encoder {
       g.output(LOGITS, tagged(x), BATCH, TOKENS, config.labels());
       return;
     }
+    if (names(classes, ANSWERS)) {
+      String both = bounded(x);
+      bound(both, 0, "start_logits");
+      bound(both, 1, "end_logits");
+      return;
+    }
     String words = names(classes, FILLS) ? filled(x) : null;
     if (words == null) {
+      classes.stream()
+          .filter(name -> HEAD.matcher(name).matches() && !name.endsWith(FILLS))
+          .forEach(
+              name -> g.tell("the head that " + name + " has is not made here: states come out"));
       g.output(STATES, x, BATCH, TOKENS, hidden);
     } else {
       g.output(LOGITS, words, BATCH, TOKENS, words());
     }
+  }
+
+  private void bound(String both, long which, String name) {
+    String index = g.whole(which);
+    g.output(
+        name, g.node("Gather", name, List.of(both, index), attribute("axis", -1L)), BATCH, TOKENS);
   }
 
   final long words() {

@@ -189,21 +189,26 @@ public record ModelSource(Path path, String given, MavenEntry entry, Kind kind, 
   /**
    * Where what is made of this model goes.
    *
-   * @throws InputException if its name is that of another kind of model, as which it would be read
+   * @throws InputException if its name is one by which no command would know what is written
    */
   public Path output(String given) {
     Path target = path(given);
-    boolean onnx = kind == Kind.ONNX;
-    for (String other : List.of(onnx ? ".safetensors" : ".onnx", ".pt")) {
-      if (target.toString().endsWith(other)) {
-        throw new InputException(
-            "-o "
-                + given
-                + ": what is written is "
-                + (onnx
-                    ? "an ONNX model; a name that ends with .onnx is right"
-                    : "safetensors; a folder or a name that ends with .safetensors is right"));
-      }
+    String name = String.valueOf(target.getFileName());
+    boolean folder = Files.isDirectory(path);
+    String wrong = null;
+    if (kind == Kind.ONNX) {
+      wrong = name.endsWith(".onnx") ? null : "an ONNX model; a name that ends with .onnx is right";
+    } else if (folder) {
+      wrong =
+          name.endsWith(".onnx") || name.endsWith(".pt")
+              ? "safetensors; a folder or a name that ends with .safetensors is right"
+              : null;
+    } else if (!name.endsWith(".safetensors")) {
+      wrong = "a safetensors file; a name that ends with .safetensors is right";
+    }
+    // That a folder is in the way is said by who writes.
+    if (wrong != null && !Files.isDirectory(target)) {
+      throw new InputException("-o " + given + ": what is written is " + wrong);
     }
     return target;
   }
