@@ -267,7 +267,13 @@ class CompressResumeTest extends SmallClassifierRuns {
                 .filter("org.bytedeco.javacpp.cachedir"::equals)
                 .map(name -> " '-D" + name + "=" + System.getProperty(name) + "'")
                 .collect(Collectors.joining())
-            + " -cp \"$CP\""
+            // Where other checkouts are tested too, what the cache has of this one's may be theirs
+            // by now.
+            + " -Dorg.bytedeco.javacpp.pathsfirst=true '-Djava.library.path="
+            + Path.of(
+                System.getProperty("espalier.root"),
+                "java/kernels/target/classes/org/espalier/binding/linux-x86_64")
+            + "' -cp \"$CP\""
             + " org.espalier.cli.Espalier compress '"
             + recipe
             + "' -o '"
