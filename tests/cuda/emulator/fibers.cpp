@@ -46,6 +46,7 @@ Block blocks[max_resident];
 Fiber host, *self = &host;
 Block* finished = nullptr;
 char launch_begins, launch_ends;
+int64_t identities = 0;
 
 char report[1024];
 bool failed = false;
@@ -206,15 +207,14 @@ char* new_stack() {
 }
 
 // An identity and a stack for the n-th thread of a launch. Reuse orders the old thread before the new one and
-// hides races between blocks, so there are many; each costs 0.3 to 2 ms, once a process.
+// hides races between blocks, so there are many; each costs 0.3 to 4 ms and 0.8 MB, once a process.
 [[maybe_unused]] void identify(Fiber* fiber, [[maybe_unused]] int64_t n) {
 #if defined(EMULATOR_TSAN)
-  constexpr int64_t identities = 4096;
   static struct {
     void* identity;
     char* stack;
     const Fiber* of;
-  } known[identities];
+  } known[most_identities];
   // A block that is held back still has those of long ago.
   const auto taken = [](int64_t i) {
     return known[i].of != nullptr && known[i].of->known == i && !known[i].of->exited;

@@ -89,6 +89,9 @@ struct Grid {
 extern Block blocks[max_resident];
 extern Fiber host, *self;
 extern Block* finished;                  // its last thread has just exited
+// Under the thread sanitizer: how many threads of a launch are told apart, those of 8 blocks or of all in flight and two more.
+constexpr int64_t blocks_apart = 8, most_identities = (max_resident + 2) * max_threads;
+extern int64_t identities;
 extern char launch_begins, launch_ends;  // addresses for acquire and release, of all kernels that run together
 
 extern char report[1024];

@@ -99,6 +99,11 @@ void run_launches(const std::vector<Launch>& launches) {
   for (size_t g = 0; g < grids.size(); g++) {
     prepare(&grids[g], launches[g], g > 0 ? &grids[g - 1] : nullptr, grids.size() == 1, static_cast<int>(g));
   }
+  int in_flight = 0;
+  for (size_t g = 0; g < grids.size(); g++) {
+    in_flight = std::max(in_flight, grids[g].slots + (g > 0 ? grids[g - 1].slots : 0));
+  }
+  identities = std::max<int64_t>(blocks_apart, in_flight + 2) * most_threads;
   draw_temper(grids.size() > 1, grids[0].slots, most_threads);
 
 #if defined(EMULATOR_TSAN)

@@ -441,6 +441,34 @@ class ExportTest {
     assertTrue(divergences[1] < 0.1, form + options + ": " + divergences[1]);
   }
 
+  /** Rows whose last block or word is not full. */
+  @ParameterizedTest
+  @CsvSource({
+    "compressed-tensors, 20, ''",
+    "compressed-tensors, 37, ''",
+    "compressed-tensors-int4, 20, --block=all",
+    "compressed-tensors-int4, 37, --block=all",
+    "compressed-tensors-int4, 37, --block=all --asymmetric"
+  })
+  void layersOfOddWidthsAreExportedAsIntegers(String form, int width, String options)
+      throws IOException {
+    Path odd = Files.createDirectory(folder.resolve("odd"));
+    SmallCheckpoint.writeBert(odd, width);
+    Files.copy(checkpoint.resolve("tokenizer.json"), odd.resolve("tokenizer.json"));
+    Path out = folder.resolve("integers");
+    List<Object> args = new ArrayList<>(List.of("quantize", odd, "-o", out, "--to", form));
+    args.addAll(options.isEmpty() ? List.of() : List.of(options.split(" ")));
+    Run.of(args.toArray()).done();
+    Path written = export(out, "integers.onnx");
+    long integers =
+        OnnxModel.read(written).nodes().stream()
+            .filter(n -> n.getOpType().equals("MatMulNBits"))
+            .count();
+    assertEquals(12, integers);
+    double close = cosine(odd, written);
+    assertTrue(close > (form.endsWith("int4") ? 0.98 : 0.9999), form + ": " + close);
+  }
+
   /** Layers of published layouts are exported, measured and quantized as those of floats. */
   @ParameterizedTest
   @ValueSource(strings = {"gptq", "awq", "fp8"})

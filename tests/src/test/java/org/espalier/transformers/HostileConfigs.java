@@ -12,7 +12,10 @@ import java.util.ArrayList;
 import java.util.List;
 import org.espalier.InputException;
 
-/** Configurations with one setting changed to what it should not be: they are read or refused, and never crash. */
+/**
+ * Configurations with one setting changed to what it should not be: they are read or refused, and never crash. Each configuration
+ * tries a third of the values for a setting, others another third.
+ */
 final class HostileConfigs {
   private static final ObjectMapper JSON = new ObjectMapper();
 
@@ -48,6 +51,8 @@ final class HostileConfigs {
     "\"quantization_config\": {\"quant_method\": \"compressed-tensors\", \"format\":"
         + " \"pack-quantized\", \"config_groups\": {\"g\": {\"weights\": {\"num_bits\": \"x\"}}}}"
   };
+
+  private static final int SHARES = 3;
 
   private HostileConfigs() {}
 
@@ -88,8 +93,9 @@ final class HostileConfigs {
     root.fieldNames().forEachRemaining(keys::add);
     List<ObjectNode> all = new ArrayList<>();
     for (String key : keys) {
-      for (String value : VALUES) {
-        all.add(root.deepCopy().set(key, JSON.readTree(value)));
+      int first = Math.floorMod((root + key).hashCode(), SHARES);
+      for (int i = first; i < VALUES.length; i += SHARES) {
+        all.add(root.deepCopy().set(key, JSON.readTree(VALUES[i])));
       }
       if (groups && root.get(key) instanceof ObjectNode group) {
         for (ObjectNode inner : changed(group, false)) {

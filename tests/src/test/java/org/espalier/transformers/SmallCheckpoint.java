@@ -98,6 +98,13 @@ public final class SmallCheckpoint {
     model.weights().write(folder, model.config());
   }
 
+  /** Writes a model of the kind of BERT of {@code SmallLanguage}'s words, whose blocks have an inner width. */
+  public static void writeBert(Path folder, int inner) throws IOException {
+    SmallEncoder model = new SmallEncoder("bert", "");
+    model.inner = inner;
+    model.weights().write(folder, model.config());
+  }
+
   /** Writes a module Dense of sentence-transformers, which ends with a tangent. */
   public static void writeDense(Path folder, int in, int out) throws IOException {
     SmallCheckpoint w = new SmallCheckpoint(5, SafetensorsDtype.F32);

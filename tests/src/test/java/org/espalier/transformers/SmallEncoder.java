@@ -110,6 +110,7 @@ class SmallEncoder {
   SafetensorsDtype dtype = SafetensorsDtype.F32;
   DoubleUnaryOperator activation = SmallCheckpoint::gelu;
   double epsilon = 1e-5;
+  int inner = INNER;
   int parts = 2;
   boolean masks = true;
   int padding;
@@ -141,7 +142,7 @@ class SmallEncoder {
  "id2label": {"0": "a", "1": "b", "2": "c"}%s}
 """
         .formatted(
-            type, architecture, HIDDEN, INNER, WORDS, LAYERS, HEADS, PLACES, epsilon, settings);
+            type, architecture, HIDDEN, inner, WORDS, LAYERS, HEADS, PLACES, epsilon, settings);
   }
 
   int rowWidth() {
@@ -172,8 +173,8 @@ class SmallEncoder {
       w.linear(path + name, HIDDEN, HIDDEN, true);
     }
     w.norm(path + names.norm(), HIDDEN, true);
-    w.linear(path + names.in(), HIDDEN, INNER, true);
-    w.linear(path + names.down(), INNER, HIDDEN, true);
+    w.linear(path + names.in(), HIDDEN, inner, true);
+    w.linear(path + names.down(), inner, HIDDEN, true);
     w.norm(path + names.end(), HIDDEN, true);
   }
 

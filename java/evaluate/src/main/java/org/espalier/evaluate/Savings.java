@@ -6,6 +6,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.concurrent.TimeUnit;
 import java.util.function.IntConsumer;
 import java.util.function.Supplier;
 import java.util.function.ToDoubleFunction;
@@ -31,7 +32,10 @@ public record Savings(double sizeRatio, double speedup, double referenceMillis, 
 
   private static final int MOST_ROUNDS = 64;
   private static final int LEAST_ROUNDS = 3;
-  private static final long ENOUGH_NANOS = 2_000_000_000;
+
+  /** What is enough is a setting for tests of commands, which ask what becomes of a model and not how fast it is. */
+  private static final long ENOUGH_NANOS =
+      TimeUnit.MILLISECONDS.toNanos(Integer.getInteger("espalier.timing.millis", 2000));
 
   /**
    * Measures two models that take turns, so that a change of the machine's speed meets both: nine rounds over the

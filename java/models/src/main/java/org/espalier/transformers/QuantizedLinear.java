@@ -3,6 +3,7 @@ package org.espalier.transformers;
 import ai.onnx.proto.OnnxMl.TensorProto.DataType;
 import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
+import java.util.Arrays;
 import java.util.List;
 import org.espalier.InputException;
 import org.espalier.format.onnx.OnnxInitializer;
@@ -19,6 +20,9 @@ final class QuantizedLinear {
   private static final String ZERO_POINT = ".weight_zero_point";
 
   private static final int PER_WORD = 8;
+
+  /** Of a layer whose inputs none divides. */
+  private static final long LEAST_BLOCK = 16;
 
   private final GraphWriter graph;
   private final CheckpointTensors tensors;
@@ -60,28 +64,32 @@ final class QuantizedLinear {
       tensors.ignore(path + ".weight_shape"); // the configuration tells
     }
     long blocks = packed ? blocks() : 1;
-    long block = blocks == 1 ? kernelBlock() : in / blocks;
-    long parts = in / block / blocks; // of a block of the checkpoint
-    return new BlockProduct(in, out, packed ? 4 : 8, block)
-        .write(
-            graph,
-            x,
-            place,
-            packed ? ofFourBits(block) : ofEightBits(block),
-            scales(blocks, parts),
-            tensors.has(path + ZERO_POINT) ? zeroPoints(block, blocks, parts) : null);
+    long block = blocks == 1 ? Math.max(LEAST_BLOCK, BlockProduct.block(in)) : in / blocks;
+    BlockProduct product = new BlockProduct(in, out, packed ? 4 : 8, block);
+    long parts = product.blocks() / blocks; // of a block of the checkpoint
+    return product.write(
+        graph,
+        x,
+        place,
+        packed ? ofFourBits(product) : ofEightBits(product),
+        scales(blocks, parts),
+        tensors.has(path + ZERO_POINT) ? zeroPoints(product, blocks, parts) : null);
   }
 
-  private OnnxInitializer ofFourBits(long block) {
-    return tensors.bytes(
-        path + PACKED,
-        SafetensorsDtype.I32,
-        new long[] {out, in / PER_WORD},
-        DataType.UINT8,
-        new long[] {out, in / block, block / 2});
+  private OnnxInitializer ofFourBits(BlockProduct product) {
+    long words = (in + PER_WORD - 1) / PER_WORD;
+    boolean whole = in % product.block() == 0;
+    OnnxInitializer stored =
+        tensors.bytes(
+            path + PACKED,
+            SafetensorsDtype.I32,
+            new long[] {out, words},
+            DataType.UINT8,
+            whole ? product.dims() : new long[] {out, words * Integer.BYTES});
+    return whole ? stored : filled(stored.name(), stored.data(), product, (byte) 0x88);
   }
 
-  private OnnxInitializer ofEightBits(long block) {
+  private OnnxInitializer ofEightBits(BlockProduct product) {
     ByteBuffer signed =
         tensors
             .bytes(
@@ -95,24 +103,37 @@ final class QuantizedLinear {
     while (signed.hasRemaining()) {
       made.put((byte) (signed.get() ^ 0x80));
     }
-    return OnnxInitializer.of(
-        path + ".weight", DataType.UINT8, new long[] {out, in / block, block}, made.flip());
+    String name = path + ".weight";
+    made.flip();
+    return in % product.block() == 0
+        ? OnnxInitializer.of(name, DataType.UINT8, product.dims(), made)
+        : filled(name, made, product, (byte) 0x80);
+  }
+
+  /**
+   * Rows whose last blocks are filled up.
+   *
+   * @param rows of each output the bytes of its integers
+   * @param zero a byte of zeros
+   */
+  private OnnxInitializer filled(String name, ByteBuffer rows, BlockProduct product, byte zero) {
+    product.check(tensors.place() + ": " + name);
+    long[] dims = product.dims();
+    int width = (int) (dims[1] * dims[2]);
+    int given = (int) (rows.remaining() / out);
+    ByteBuffer made = ByteBuffer.allocateDirect(Math.toIntExact(out * width));
+    byte[] row = new byte[Math.max(width, given)];
+    for (long o = 0; o < out; o++) {
+      rows.get(row, 0, given);
+      Arrays.fill(row, given, row.length, zero);
+      made.put(row, 0, width);
+    }
+    return OnnxInitializer.of(name, DataType.UINT8, dims, made.flip());
   }
 
   /** How many scales an output has. */
   private long blocks() {
     long blocks = tensors.columns(path + SCALE);
-    if (in % PER_WORD != 0) {
-      throw new InputException(
-          tensors.place()
-              + ": "
-              + path
-              + " has "
-              + in
-              + " inputs; a multiple of "
-              + PER_WORD
-              + " is right");
-    }
     boolean fits = blocks > 0 && in % blocks == 0;
     long block = fits ? in / blocks : 0;
     if (!fits || blocks > 1 && (block < 16 || block > 256 || Long.bitCount(block) != 1)) {
@@ -128,15 +149,6 @@ final class QuantizedLinear {
               + " inputs; blocks of 16, 32, 64, 128 or 256, or one for all, are right");
     }
     return blocks;
-  }
-
-  private long kernelBlock() {
-    long block = BlockProduct.block(in);
-    if (block == 0) {
-      throw new InputException(
-          tensors.place() + ": " + path + " has " + in + " inputs; a multiple of 16 is right");
-    }
-    return block;
   }
 
   /** Those of each output, each as often as it has parts. */
@@ -155,13 +167,11 @@ final class QuantizedLinear {
   }
 
   /** The checkpoint has eight outputs' in a word. */
-  private OnnxInitializer zeroPoints(long block, long blocks, long parts) {
+  private OnnxInitializer zeroPoints(BlockProduct product, long blocks, long parts) {
     long words = (out + PER_WORD - 1) / PER_WORD;
     int[] packed = tensors.words(path + ZERO_POINT, words, blocks);
-    return new BlockProduct(in, out, 4, block)
-        .zeroPoints(
-            path + ZERO_POINT,
-            (o, b) ->
-                packed[(int) (o / PER_WORD * blocks + b / parts)] >>> 4 * (o % PER_WORD) & 15);
+    return product.zeroPoints(
+        path + ZERO_POINT,
+        (o, b) -> packed[(int) (o / PER_WORD * blocks + b / parts)] >>> 4 * (o % PER_WORD) & 15);
   }
 }

@@ -35,7 +35,7 @@ import org.junit.jupiter.api.io.TempDir;
  * -Despalier.fuzz.seed=N} starts elsewhere.
  */
 class OnnxFuzzTest {
-  private static final long SECONDS = Long.getLong("espalier.fuzz.seconds", 15);
+  private static final long SECONDS = Long.getLong("espalier.fuzz.seconds", 6);
   private static final long SEED = Long.getLong("espalier.fuzz.seed", 1);
 
   /** A megabyte and fifty times a model of some kilobytes; the protobuf classes load lazily. */

@@ -33,7 +33,7 @@ import org.junit.jupiter.api.io.TempDir;
  */
 class SafetensorsFuzzTest {
   private static final double SECONDS =
-      Double.parseDouble(System.getProperty("espalier.fuzz.seconds", "6"));
+      Double.parseDouble(System.getProperty("espalier.fuzz.seconds", "3"));
 
   /** Reading may take this many bytes of heap for each byte of the file, and this many beside. */
   private static final long HEAP_PER_BYTE = 64;
