@@ -17,6 +17,7 @@ import java.util.ArrayList;
 import java.util.HexFormat;
 import java.util.List;
 import javax.imageio.ImageIO;
+import org.espalier.format.onnx.OnnxModel;
 import org.espalier.recipe.Recipe;
 import org.espalier.recipe.RecipeRun;
 import org.espalier.recipe.RunMonitor;
@@ -280,6 +281,34 @@ export: {formats: [compressed-tensors]}
                 "{file: checkpoint}", "{file: model.onnx, tokenizer: checkpoint/tokenizer.json}"));
     export("model.onnx");
     Run.refused(folder, new String[] {"model.config is missing"}, "recipe", "check", recipe);
+  }
+
+  /** Blocks that compressed-tensors does not have are written as ONNX. */
+  @Test
+  void integersOfSmallBlocksAreTrained() throws IOException {
+    SmallCheckpoint.writeLanguageModel(checkpoint, VOCABULARY);
+    String text =
+        """
+model: {file: checkpoint}
+data: {texts: checkpoint/texts.txt, task: causal-lm, train: 50, validation: 8, evaluation: 8}
+stages: [{kind: quantize, form: int4, block: 16, steps: 1, batch: 4}]
+""";
+    Path recipe = Files.writeString(folder.resolve("recipe.yaml"), text);
+    Path out = folder.resolve("out");
+    Run.of("compress", recipe, "-o", out).done();
+    assertTrue(
+        OnnxModel.read(out.resolve("model-int4.onnx")).nodes().stream()
+            .filter(n -> n.getOpType().equals("MatMulNBits"))
+            .flatMap(n -> n.getAttributeList().stream())
+            .anyMatch(a -> a.getName().equals("block_size") && a.getI() == 16));
+    Files.writeString(recipe, text + "export: {formats: [compressed-tensors]}\n");
+    Run.refused(
+        folder,
+        new String[] {"compressed-tensors has blocks of 32, 64 and 128"},
+        "compress",
+        recipe,
+        "-o",
+        folder.resolve("other"));
   }
 
   @Test

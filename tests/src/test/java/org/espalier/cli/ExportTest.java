@@ -441,6 +441,45 @@ class ExportTest {
     assertTrue(divergences[1] < 0.1, form + options + ": " + divergences[1]);
   }
 
+  /** Scales that are multiplied behind products count as much as those that weights have in them: as many of each tensor go. */
+  @ParameterizedTest
+  @ValueSource(strings = {"compressed-tensors-float8", "fp8"})
+  void floatsOf8BitsArePrunedByWhatTheyStandFor(String layout) throws IOException {
+    Path floats = checkpoint;
+    Path out = folder.resolve("of-8-bits");
+    if (layout.equals("fp8")) {
+      floats = folder.resolve("floats");
+      PublishedLayouts.writeLanguageModel(out, VOCABULARY, layout, floats);
+    } else {
+      Run.of("quantize", checkpoint, "-o", out, "--to", layout).done();
+    }
+    for (Path of : List.of(floats, out)) {
+      Path tokenizer = of.resolve("tokenizer.json");
+      if (!Files.exists(tokenizer)) {
+        Files.copy(checkpoint.resolve("tokenizer.json"), tokenizer);
+      }
+    }
+    Path written = export(out, "of-8-bits.onnx");
+    Path whole = folder.resolve("whole.onnx");
+    Run.of("prune", written, "-o", whole, "--amount", "0").done();
+    assertTrue(divergence(written, whole) < 1e-6);
+    JsonNode expected = pruned(export(floats, "floats.onnx"));
+    JsonNode pruned = pruned(written);
+    assertEquals(expected.size(), pruned.size());
+    for (int i = 0; i < expected.size(); i++) {
+      long total = expected.path(i).path("total").asLong();
+      long right = expected.path(i).path("pruned").asLong();
+      long found = pruned.path(i).path("pruned").asLong();
+      assertEquals(right, found, 0.05 * total, expected.path(i) + " becomes " + pruned.path(i));
+    }
+  }
+
+  /** How many weights of each tensor go where 30 % of all do. */
+  private JsonNode pruned(Path model) {
+    Path out = folder.resolve("pruned-" + model.getFileName());
+    return Run.of("prune", model, "-o", out, "--amount", "0.3", "--json").json().path("tensors");
+  }
+
   /** Rows whose last block or word is not full. */
   @ParameterizedTest
   @CsvSource({

@@ -49,6 +49,6 @@ class GlobTest {
         List.of("encoder.layer.0.query.weight", "encoder.layer.0.query.bias", "pooler.weight", "x");
     String near = NearNames.list("encoder.layer.9.quer*.weight", names);
     assertTrue(near.startsWith("'encoder.layer.0.query.weight', "), near);
-    assertTrue(near.endsWith(" and 1 others"), near);
+    assertTrue(near.endsWith(" and 1 other"), near);
   }
 }

@@ -24,6 +24,7 @@ import org.espalier.compress.onnx.LayerPruner;
 import org.espalier.compress.onnx.OnnxPruner;
 import org.espalier.compress.onnx.OnnxPruner.Candidate;
 import org.espalier.compress.onnx.RefittingPruner;
+import org.espalier.compress.onnx.ScaledProducts;
 import org.espalier.device.Device;
 import org.espalier.format.AtomicFile;
 import org.espalier.format.FileTree;
@@ -327,6 +328,7 @@ final class Prune implements Callable<Integer> {
     try (Progress progress = new Progress(common.err(), "reading")) {
       if (source.kind() == ModelSource.Kind.ONNX) {
         OnnxModel onnx = source.onnx(common::note);
+        ScaledProducts.fold(onnx).ifPresent(common::note);
         Companions companions = new Companions(source, target);
         companions.check();
         Set<String> chosen = choose(onnx, rule);

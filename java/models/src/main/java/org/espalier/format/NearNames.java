@@ -28,7 +28,8 @@ public final class NearNames {
             .map(Names::quote)
             .toList();
     int others = names.size() - nearest.size();
-    return String.join(", ", nearest) + (others > 0 ? " and " + others + " others" : "");
+    return String.join(", ", nearest)
+        + (others == 0 ? "" : " and " + others + (others == 1 ? " other" : " others"));
   }
 
   /**

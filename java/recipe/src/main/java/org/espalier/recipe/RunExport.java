@@ -40,8 +40,8 @@ final class RunExport {
   /** Whether fitting put factors into the graph. */
   private final boolean hasFactors;
 
-  /** What weights are in the compressed-tensors layout. */
-  private final LinearForm linear;
+  /** What stages do to weights; empty where none quantizes. */
+  private final List<Quantization> quantized;
 
   /** The folders of modules of sentence-transformers whose weights the graph has beside the model's. */
   private final List<String> modules;
@@ -60,7 +60,7 @@ final class RunExport {
     this.folder = folder;
     this.compression = compression;
     modules = inputs.modules();
-    List<Quantization> quantized =
+    quantized =
         recipe.stages().stages().stream()
             .filter(Stage.Quantize.class::isInstance)
             .map(stage -> ((Stage.Quantize) stage).quantization())
@@ -69,10 +69,6 @@ final class RunExport {
     grid = wasInt8 ? "int8" : quantized.isEmpty() ? null : quantized.get(0).form().weights();
     // Of 4 bits nothing is equalized.
     hasFactors = quantized.stream().anyMatch(q -> q.fit() && q.form() != Quantization.Form.INT4);
-    linear =
-        quantized.isEmpty() || quantized.get(0).form() != Quantization.Form.INT4
-            ? LinearForm.INT8
-            : LinearForm.int4(quantized.get(0).weights().block(), false);
   }
 
   /** What was written, as the report lists it. */
@@ -171,6 +167,10 @@ final class RunExport {
   private void writeCompressedTensors(OnnxModel dense, OnnxModel exported) {
     Path target = folder.resolve("compressed-tensors");
     RunFolder.delete(target); // of a process that ended after it and before the report
+    LinearForm linear =
+        quantized.isEmpty() || quantized.get(0).form() != Quantization.Form.INT4
+            ? LinearForm.INT8
+            : LinearForm.int4(quantized.get(0).weights().block(), false);
     CompressedWeights.write(dense, exported, inputs.configFile, linear, modules, target);
     add(
         List.of(target.resolve("model.safetensors")),

@@ -10,6 +10,7 @@ import org.espalier.InputException;
 import org.espalier.backend.CpuThreads;
 import org.espalier.backend.Isa;
 import org.espalier.compress.onnx.ActivationSource;
+import org.espalier.compress.onnx.ScaledProducts;
 import org.espalier.evaluate.ExampleActivations;
 import org.espalier.evaluate.ExampleTensors;
 import org.espalier.evaluate.FidelityEvaluator;
@@ -189,6 +190,7 @@ final class RunHost implements AutoCloseable {
 
   /** The model itself, in which weights that it computes from constants are constants and Dropout nodes drop nothing. */
   OnnxModel withComputedWeights(OnnxModel model) {
+    ScaledProducts.fold(model).ifPresent(this::note);
     return ModelSource.asTaken(model, this::note);
   }
 
