@@ -9,6 +9,7 @@ import com.fasterxml.jackson.databind.JsonNode;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
 import org.espalier.ExactProducts;
 import org.espalier.format.onnx.OnnxModel;
@@ -18,6 +19,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Models of a language of 40 words, of whose texts some have ten. */
 class PruneVocabularyTest {
@@ -89,6 +91,21 @@ class PruneVocabularyTest {
     Run.of("quantize", out, "-o", int8, "--to", "onnx-int8", "--calibration", texts).done();
     JsonNode fidelity = Run.of("evaluate", out, int8, "--texts", texts, "--json").json();
     assertTrue(fidelity.path("cosine_min").asDouble() > 0.99, fidelity.toString());
+  }
+
+  /** Tables of 16 bits are cast before tokens are looked up in them. */
+  @ParameterizedTest
+  @ValueSource(strings = {"bfloat16", "float16", "onnx-float16"})
+  void modelsOf16BitsLoseWords(String form) throws IOException {
+    SmallCheckpoint.writeTextEncoder(checkpoint, "mpnet");
+    boolean onnx = form.startsWith("onnx");
+    Path half = folder.resolve(onnx ? "half.onnx" : "half");
+    List<Object> args = new ArrayList<>(List.of("quantize", checkpoint, "-o", half, "--to", form));
+    args.addAll(onnx ? List.of("--calibration", texts) : List.of());
+    Run.of(args.toArray()).done();
+    Path out = prune(half, folder.resolve("few.onnx"));
+    JsonNode fidelity = Run.of("evaluate", half, out, "--texts", texts, "--json").json();
+    assertEquals(1, fidelity.path("cosine_min").asDouble(), 1e-6);
   }
 
   /** Rows of integers and their scales go together. */

@@ -42,8 +42,12 @@ public final class VocabularyPruner {
           "Mul",
           "Transpose");
 
+  /** What keeps a table's axis of tokens the first. */
+  private static final Set<String> MAKERS = Set.of("Cast", "DequantizeLinear", "Identity");
+
   private final OnnxModel model;
   private final OneUse use;
+  private final Map<String, NodeProto> producers;
 
   /** The nodes that look up tokens in a table, by the table. */
   private final Set<String> tables = new LinkedHashSet<>();
@@ -60,6 +64,7 @@ public final class VocabularyPruner {
   public VocabularyPruner(OnnxModel model) {
     this.model = model;
     this.use = new OneUse(model, "was given fewer tokens");
+    this.producers = model.producers();
     String ids = TextInput.INPUT_IDS.inputName();
     if (model.inputs().stream().map(ValueInfoProto::getName).noneMatch(ids::equals)) {
       throw new InputException(
@@ -88,10 +93,12 @@ public final class VocabularyPruner {
       case "Gather" -> {
         if (first) {
           tokens.add(n.getOutput(0));
-        } else if (model.constant(n.getInput(0)) == null || Attributes.integer(n, "axis", 0) != 0) {
-          throw unknown(n);
         } else {
-          tables.add(n.getInput(0));
+          String table = stored(n.getInput(0));
+          if (model.constant(table) == null || Attributes.integer(n, "axis", 0) != 0) {
+            throw unknown(n);
+          }
+          tables.add(table);
         }
       }
       default -> {
@@ -101,6 +108,17 @@ public final class VocabularyPruner {
         tokens.add(n.getOutput(0));
       }
     }
+  }
+
+  /** What a table is made of, as one of 16 bits is cast and one of integers multiplied by scales. */
+  private String stored(String table) {
+    String value = table;
+    NodeProto maker = producers.get(value);
+    while (maker != null && OnnxModel.isOwn(maker) && MAKERS.contains(maker.getOpType())) {
+      value = maker.getInput(0);
+      maker = producers.get(value);
+    }
+    return value;
   }
 
   private static boolean isIntegers(NodeProto n) {
