@@ -441,6 +441,35 @@ class ExportTest {
     assertTrue(divergences[1] < 0.1, form + options + ": " + divergences[1]);
   }
 
+  /** Biases of 16 bits, which are cast, part no channels from what reads them. */
+  @ParameterizedTest
+  @CsvSource({"mpnet, bfloat16", "mpnet, float16", "gpt2, bfloat16"})
+  void checkpointsOf16BitsLoseAsManyChannels(String type, String form) throws IOException {
+    if (type.equals("gpt2")) {
+      SmallCheckpoint.writeLanguageModel(checkpoint, type);
+    } else {
+      SmallCheckpoint.writeTextEncoder(checkpoint, type);
+    }
+    Path half = folder.resolve("half");
+    Run.of("quantize", checkpoint, "-o", half, "--to", form).done();
+    JsonNode expected = narrowed(checkpoint);
+    assertFalse(expected.isEmpty());
+    assertEquals(expected, narrowed(half));
+    Path narrow = folder.resolve("narrow-half.onnx");
+    if (type.equals("gpt2")) {
+      assertTrue(divergence(half, narrow) < 0.1);
+    } else {
+      assertTrue(cosine(half, narrow) > 0.95);
+    }
+  }
+
+  private JsonNode narrowed(Path model) {
+    Path out = folder.resolve("narrow-" + model.getFileName() + ".onnx");
+    List<Object> args = new ArrayList<>(List.of("prune", model, "-o", out, "--channels", "0.25"));
+    args.addAll(List.of("--allocation", "uniform", "--calibration", texts, "--json"));
+    return Run.of(args.toArray()).json().path("channels");
+  }
+
   /** Scales that are multiplied behind products count as much as those that weights have in them: as many of each tensor go. */
   @ParameterizedTest
   @ValueSource(strings = {"compressed-tensors-float8", "fp8"})
@@ -463,6 +492,11 @@ class ExportTest {
     Path whole = folder.resolve("whole.onnx");
     Run.of("prune", written, "-o", whole, "--amount", "0").done();
     assertTrue(divergence(written, whole) < 1e-6);
+    Path half = folder.resolve("half.onnx");
+    Run.of("quantize", written, "-o", half, "--to", "onnx-float16", "--calibration", texts).done();
+    Path wholeHalf = folder.resolve("whole-half.onnx");
+    Run.of("prune", half, "-o", wholeHalf, "--amount", "0").done();
+    assertTrue(divergence(half, wholeHalf) < 1e-5);
     JsonNode expected = pruned(export(floats, "floats.onnx"));
     JsonNode pruned = pruned(written);
     assertEquals(expected.size(), pruned.size());

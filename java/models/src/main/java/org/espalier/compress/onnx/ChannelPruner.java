@@ -27,6 +27,7 @@ import org.espalier.compress.onnx.channels.HiddenChannels;
 import org.espalier.compress.onnx.channels.HiddenChannels.Reader;
 import org.espalier.compress.onnx.fitting.ActivationStatistics;
 import org.espalier.compress.onnx.fitting.ChannelElimination;
+import org.espalier.format.onnx.CastVectors;
 import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.OnnxModel;
 import org.slf4j.Logger;
@@ -123,7 +124,7 @@ public final class ChannelPruner {
   private Map<String, ActivationStatistics> whole;
 
   /**
-   * @param model is changed by {@link #prune}
+   * @param model is changed by {@link #prune}, and its {@link CastVectors} here
    * @param amount the share of each set's channels that goes, at least 0 and below 1; with {@link Allocation#GLOBAL}
    *     the work that is saved is what that would save
    * @param include of the weights that make channels, whose channels may go; of a set all must be included
@@ -131,7 +132,7 @@ public final class ChannelPruner {
    */
   public ChannelPruner(
       OnnxModel model, double amount, Allocation allocation, Predicate<String> include) {
-    this(model, amount, allocation, new ChannelSearch(model, false), include);
+    this(model, amount, allocation, search(model, false), include);
   }
 
   private ChannelPruner(
@@ -187,11 +188,17 @@ public final class ChannelPruner {
       Allocation allocation,
       Caches caches,
       Function<List<String>, Set<String>> choice) {
-    ChannelSearch search = new ChannelSearch(model, caches == Caches.NARROW);
+    ChannelSearch search = search(model, caches == Caches.NARROW);
     List<HiddenChannels> all = search.all();
     List<String> weights = all.stream().flatMap(set -> set.weights().stream()).toList();
     Set<String> chosen = weights.isEmpty() ? Set.of() : choice.apply(weights);
     return new ChannelPruner(model, amount, allocation, all, search.kept(), chosen::contains);
+  }
+
+  /** Looks for channels in a model whose biases are constants. */
+  private static ChannelSearch search(OnnxModel model, boolean caches) {
+    CastVectors.widen(model);
+    return new ChannelSearch(model, caches);
   }
 
   /** What stays that could go with {@link Caches#NARROW}, for people; empty without any. */

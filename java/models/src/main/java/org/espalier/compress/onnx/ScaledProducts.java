@@ -12,6 +12,9 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import java.util.stream.Collectors;
+import org.espalier.format.onnx.Attributes;
+import org.espalier.format.onnx.HalfPrecision;
 import org.espalier.format.onnx.InnerGraphs;
 import org.espalier.format.onnx.OnnxInitializer;
 import org.espalier.format.onnx.OnnxModel;
@@ -43,7 +46,7 @@ public final class ScaledProducts {
   }
 
   /**
-   * Makes the scales of a model part of its weights, which are float32 then.
+   * Makes the scales of a model part of its weights, which have the type then that they were cast to.
    *
    * @return a line for people; empty where there are none
    */
@@ -77,14 +80,23 @@ public final class ScaledProducts {
           || stored.float32Bytes() > Integer.MAX_VALUE) {
         continue;
       }
-      model.replaceInitializer(scaled(stored, scales.floats(), weight.outputAxis()));
+      List<NodeProto> casts =
+          consumers.getOrDefault(stored.name(), List.of()).stream()
+              .filter(n -> OnnxModel.isOwn(n, "Cast"))
+              .toList();
+      Set<DataType> types =
+          casts.stream()
+              .map(n -> DataType.forNumber((int) Attributes.integer(n, "to", 0)))
+              .collect(Collectors.toSet());
+      DataType type = types.isEmpty() ? stored.type() : types.iterator().next();
+      if (types.size() > 1 || type != DataType.FLOAT && !HalfPrecision.isHalf(type)) {
+        continue;
+      }
+      OnnxInitializer whole = scaled(stored, scales.floats(), weight.outputAxis());
+      model.replaceInitializer(type == DataType.FLOAT ? whole : whole.rounded(type));
       made.put(product, scaling.getOutput(0));
       gone.add(scaling.getOutput(0));
-      for (NodeProto n : consumers.getOrDefault(stored.name(), List.of())) {
-        if (OnnxModel.isOwn(n, "Cast")) {
-          renamed.put(n.getOutput(0), stored.name());
-        }
-      }
+      casts.forEach(n -> renamed.put(n.getOutput(0), stored.name()));
     }
     if (!made.isEmpty()) {
       List<NodeProto> nodes = new ArrayList<>();
