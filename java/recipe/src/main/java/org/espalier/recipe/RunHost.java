@@ -188,7 +188,7 @@ final class RunHost implements AutoCloseable {
     return texts.tokens(tokenizer());
   }
 
-  /** The model itself, in which weights that it computes from constants are constants and Dropout nodes drop nothing. */
+  /** The model itself, whose weights have their scales in them, as it {@linkplain ModelSource#asTaken is taken}. */
   OnnxModel withComputedWeights(OnnxModel model) {
     ScaledProducts.fold(model).ifPresent(this::note);
     return ModelSource.asTaken(model, this::note);
