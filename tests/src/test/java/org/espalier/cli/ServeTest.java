@@ -303,7 +303,8 @@ class ServeTest {
       refused(409, "/predict", "{\"id\": \"a\", \"features\": [1, 2, 4]}", "waits");
       refused(400, "/feedback", "{\"id\": \"a\", \"label\": 5}", "unknown; 0 to 1");
       refused(400, "/feedback", "{\"id\": \"a\", \"label\": 1, \"values\": [1]}", "either");
-      post(200, "/feedback", "{\"id\": \"a\", \"label\": 1}", null);
+      refused(400, "/feedback", "{\"id\": \"a\", \"label\": 0.5}", "not a class");
+      post(200, "/feedback", "{\"id\": \"a\", \"label\": 1.0}", null);
       refused(404, "/feedback", "{\"id\": \"a\", \"label\": 1}", "'a'");
       refused(404, "/nothing", "", "/predict");
       assertEquals(405, get("/predict", null).statusCode());

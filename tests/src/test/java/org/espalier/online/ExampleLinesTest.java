@@ -28,7 +28,7 @@ class ExampleLinesTest {
   void readsBothFormats() {
     Example a =
         classes
-            .json("{\"x\": {\"y\": []}, \"id\": 7, \"label\": 2, \"features\": [1, -2.5e3]}")
+            .json("{\"x\": {\"y\": []}, \"id\": 7, \"label\": 2.0, \"features\": [1, -2.5e3]}")
             .example();
     assertEquals("7", a.id());
     assertEquals(2, a.label());

@@ -168,6 +168,7 @@ class ZeroDistanceTest {
         OnlineLearner learner = new OnlineLearner(head, settings)) {
       MeterRegistry registry = new SimpleMeterRegistry();
       new LearnerMetrics(learner).bindTo(registry);
+      assertEquals(Double.NaN, learner.metrics().get("distance"));
       learner.learn(stream.subList(0, 56));
       double squares = 0;
       for (Example e : stream.subList(56, 64)) {

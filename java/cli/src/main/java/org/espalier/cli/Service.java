@@ -515,10 +515,11 @@ final class Service implements HttpListener.Responder, AutoCloseable {
     if (label != null) {
       if (label.isTextual()) {
         number = recipe.classes().of(label.textValue());
-      } else if (!label.isIntegralNumber() || !label.canConvertToInt() || label.asInt() < 0) {
-        throw new InputException("label is not a class, an integer from 0 on");
       } else {
-        number = label.asInt();
+        number = label.isNumber() ? label.asInt() : -1;
+        if (number < 0 || number != label.asDouble()) {
+          throw new InputException("label is not a class, an integer from 0 on");
+        }
       }
     } else {
       if (!values.isArray() || values.size() != learner.outputs()) {

@@ -579,7 +579,7 @@ public final class MagnitudePrune {
       int others = misfits.size() - MOST_MISFITS;
       throw new InputException(
           String.join("\n  ", misfits.subList(0, Math.min(MOST_MISFITS, misfits.size())))
-              + (others == 0 ? "" : "\n  and " + others + (others == 1 ? " other" : " others")));
+              + (others > 0 ? "\n  and " + others + (others == 1 ? " other" : " others") : ""));
     }
   }
 

@@ -193,10 +193,13 @@ public final class ExampleLines {
           case "label" -> {
             if (token == JsonToken.VALUE_STRING) {
               label = names.of(parser.getText());
-            } else if (token != JsonToken.VALUE_NUMBER_INT || parser.getLongValue() < 0) {
-              throw new InputException("label is not a class, an integer from 0 on");
             } else {
-              label = (int) Math.min(Integer.MAX_VALUE, parser.getLongValue());
+              // 1.0 too, as tables write it whose column has a gap.
+              double number = token.isNumeric() ? parser.getDoubleValue() : -1;
+              if (!(number >= 0 && number < 0x1p63 && number == Math.rint(number))) {
+                throw new InputException("label is not a class, an integer from 0 on");
+              }
+              label = (int) Math.min(Integer.MAX_VALUE, number);
             }
           }
           case "features" -> x = numbers(parser, "features", features, missing);

@@ -24,7 +24,7 @@ final class LossGradient implements AutoCloseable {
   private final double[] multipliers;
   private final float[] target;
   private final double[] residual;
-  private double distance;
+  private double distance = Double.NaN; // before the first step
 
   // Of the kernel, for softmax losses.
   private final Opened opened = new Opened();

@@ -58,10 +58,19 @@ final class RangeCalibration {
                     + activation
                     + "; give it an example that reaches it, or leave what it goes into float");
           }
-          float[] bounds = IntegerOperators.bounds(model, producers.get(activation));
           ActivationRange range = clipping.range(histogram);
-          ranges.put(activation, bounds == null ? range : range.within(bounds[0], bounds[1]));
+          ranges.put(activation, bounded(model, producers.get(activation), range));
         });
     return ranges;
+  }
+
+  /**
+   * A range within the bounds of the Clip that makes an activation.
+   *
+   * @param producer of the activation; null for an input
+   */
+  static ActivationRange bounded(OnnxModel model, NodeProto producer, ActivationRange range) {
+    float[] bounds = IntegerOperators.bounds(model, producer);
+    return bounds == null ? range : range.within(bounds[0], bounds[1]);
   }
 }

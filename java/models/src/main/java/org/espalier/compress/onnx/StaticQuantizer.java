@@ -322,7 +322,8 @@ public final class StaticQuantizer extends OnnxQuantizer {
   }
 
   /**
-   * Sets the ranges of activations.
+   * Sets the ranges of activations. One that was learned beyond the bounds of the Clip that makes its activation ends there:
+   * ONNX Runtime takes the Clip for one that does nothing where a grid ends just behind it, and then fails to load the model.
    *
    * @param ranges of all {@link #activations()}
    */
@@ -332,7 +333,11 @@ public final class StaticQuantizer extends OnnxQuantizer {
         throw new IllegalArgumentException("no range for the activation " + a);
       }
     }
-    this.ranges = Map.copyOf(ranges);
+    Map<String, NodeProto> producers = model.producers();
+    Map<String, ActivationRange> bounded = new HashMap<>();
+    ranges.forEach(
+        (a, range) -> bounded.put(a, RangeCalibration.bounded(model, producers.get(a), range)));
+    this.ranges = Map.copyOf(bounded);
   }
 
   /** What {@link #setRanges} set. */
