@@ -321,6 +321,32 @@ class IntegerOperatorsTest {
     assertTrue(error > 1e-6 && error < 0.03, "error " + error);
   }
 
+  /** Ranges that training moved: a grid that ends just behind a bound would have ONNX Runtime drop what it looks for afterwards. */
+  @ParameterizedTest
+  @ValueSource(floats = {5.5f, 6.001f, 6.01f, 6.02f, 7})
+  void learnedRangesEndAtTheBounds(float end) throws OrtException {
+    GraphProto.Builder g = graph(4, 8, 8, 8);
+    number(g, "low", 0);
+    number(g, "high", 6);
+    conv(g, "x", "a", 4, 8);
+    g.addNode(node("Clip", "/b", List.of("a", "low", "high"), "b"));
+    depthwise(g, "b", "c", 8);
+    g.addNode(node("Clip", "/d", List.of("c", "low", "high"), "d"));
+    conv(g, "d", "y", 8, 8);
+    ModelProto proto = SmallModels.model(13, g);
+    Map<String, OnnxTensor> in = input(4, 8);
+    OnnxModel model = OnnxModel.of(proto, "test");
+    StaticQuantizer q = new StaticQuantizer(model, RuntimeRuns.exactStatic());
+    TensorActivations source = new TensorActivations(List.of(in), 1);
+    Map<String, ActivationRange> ranges = new TreeMap<>(q.ranges(source, new Clipping.MinMax()));
+    Set<String> clipped = Set.of("b", "d");
+    assertTrue(ranges.keySet().containsAll(clipped), ranges.toString());
+    ranges.replaceAll((a, range) -> clipped.contains(a) ? new ActivationRange(0, end) : range);
+    q.apply(ranges);
+    clipped.forEach(a -> assertTrue(q.ranges().get(a).max() <= 6, q.ranges().toString()));
+    assertTrue(error(proto, model, in) < 0.05);
+  }
+
   @Test
   void aRangeWithinBoundsIsNearTheOneThatWasSeen() {
     Random bounds = new Random(5);
